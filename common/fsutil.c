@@ -1,0 +1,173 @@
+/* fsutil - see fsutil.h. */
+#include "common/fsutil.h"
+
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+char *fs_join(const char *a, const char *b) { return xasprintf("%s/%s", a, b); }
+
+bool fs_exists(const char *path) { return access(path, F_OK) == 0; }
+
+int fs_mkdir_p(const char *path, struct err *e)
+{
+    char *p = xstrdup(path);
+    int rc = 0;
+
+    for (char *s = p + 1; rc == 0; s++) {
+        if (*s != '/' && *s != 0)
+            continue;
+        char c = *s;
+        *s = 0;
+        if (mkdir(p, 0777) < 0 && errno != EEXIST)
+            rc = err_set_errno(e, "creating directory %s", p);
+        *s = c;
+        if (!c)
+            break;
+    }
+    struct stat st;
+    if (rc == 0 && (stat(path, &st) < 0 || !S_ISDIR(st.st_mode)))
+        rc = err_set(e, "%s exists and is not a directory", path);
+    free(p);
+    return rc;
+}
+
+int fs_read_file(const char *path, size_t max_bytes, char **out, size_t *len, struct err *e)
+{
+    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    struct stat st;
+
+    if (fd < 0)
+        return err_set_errno(e, "%s", path);
+    if (fstat(fd, &st) < 0 || S_ISDIR(st.st_mode)) {
+        close(fd);
+        return err_set(e, "%s is a directory, not a file", path);
+    }
+    struct buf b;
+    buf_init(&b, max_bytes);
+    for (;;) {
+        size_t want = b.len + 65536 <= max_bytes ? 65536 : max_bytes - b.len + 1;
+        char *p = xmalloc(want);
+        ssize_t n = read(fd, p, want);
+        int rc = n < 0 ? err_set_errno(e, "reading %s", path) : 0;
+        if (n > 0 && buf_append(&b, p, (size_t)n, NULL) < 0)
+            rc = err_set(e, "%s is larger than %zu bytes", path, max_bytes);
+        free(p);
+        if (rc < 0 || n <= 0) {
+            close(fd);
+            if (rc < 0) {
+                buf_free(&b);
+                return -1;
+            }
+            *out = b.data ? b.data : xcalloc(1, 1);
+            *len = b.len;
+            return 0;
+        }
+    }
+}
+
+int fs_write_all(int fd, const void *data, size_t n, struct err *e)
+{
+    const char *p = data;
+
+    while (n) {
+        ssize_t w = write(fd, p, n);
+        if (w < 0 && errno == EINTR)
+            continue;
+        if (w < 0)
+            return err_set_errno(e, "write");
+        p += w;
+        n -= (size_t)w;
+    }
+    return 0;
+}
+
+int fs_fsync_dir(const char *dir, struct err *e)
+{
+    int fd = open(dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+
+    if (fd < 0)
+        return err_set_errno(e, "%s", dir);
+    int rc = fsync(fd) < 0 ? err_set_errno(e, "fsync of directory %s", dir) : 0;
+    close(fd);
+    return rc;
+}
+
+static int write_synced(const char *path, const void *data, size_t n, struct err *e)
+{
+    int fd = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
+
+    if (fd < 0)
+        return err_set_errno(e, "creating %s", path);
+    int rc = fs_write_all(fd, data, n, e);
+    if (rc < 0)
+        err_wrap(e, "%s", path);
+    else if (fsync(fd) < 0)
+        rc = err_set_errno(e, "fsync of %s", path);
+    if (close(fd) < 0 && rc == 0)
+        rc = err_set_errno(e, "closing %s", path);
+    return rc;
+}
+
+int fs_atomic_replace(const char *path, const void *data, size_t n, struct err *e)
+{
+    char *tmp = xasprintf("%s.tmp.%ld", path, (long)getpid());
+    int rc = write_synced(tmp, data, n, e);
+
+    if (rc == 0 && rename(tmp, path) < 0)
+        rc = err_set_errno(e, "renaming %s to %s", tmp, path);
+    if (rc < 0)
+        unlink(tmp);
+    free(tmp);
+    if (rc < 0)
+        return -1;
+    const char *slash = strrchr(path, '/');
+    char *dir = slash == path ? xstrdup("/") : slash ? strndup(path, (size_t)(slash - path)) : xstrdup(".");
+    rc = fs_fsync_dir(dir, e);
+    free(dir);
+    return rc;
+}
+
+int fs_remove_tree(const char *path, struct err *e)
+{
+    struct stat st;
+
+    if (lstat(path, &st) < 0)
+        return errno == ENOENT ? 0 : err_set_errno(e, "%s", path);
+    if (!S_ISDIR(st.st_mode))
+        return unlink(path) < 0 ? err_set_errno(e, "removing %s", path) : 0;
+    DIR *d = opendir(path);
+    if (!d)
+        return err_set_errno(e, "%s", path);
+    int rc = 0;
+    for (struct dirent *ent; rc == 0 && (ent = readdir(d));) {
+        if (strcmp(ent->d_name, ".") == 0 || strcmp(ent->d_name, "..") == 0)
+            continue;
+        char *child = fs_join(path, ent->d_name);
+        rc = fs_remove_tree(child, e);
+        free(child);
+    }
+    closedir(d);
+    if (rc == 0 && rmdir(path) < 0)
+        rc = err_set_errno(e, "removing %s", path);
+    return rc;
+}
+
+char *fs_self_dir(void)
+{
+    char path[PATH_MAX];
+    ssize_t n = readlink("/proc/self/exe", path, sizeof path - 1);
+
+    if (n <= 0)
+        return xstrdup(".");
+    path[n] = 0;
+    char *slash = strrchr(path, '/');
+    *slash = 0;
+    return xstrdup(path);
+}
