@@ -77,6 +77,10 @@ struct backend_ops {
     int (*upload)(struct backend *be, void *dst, const void *src, size_t bytes, struct err *e);
     int (*download)(struct backend *be, void *dst, const void *src, size_t bytes, struct err *e);
     int (*zero)(struct backend *be, void *dst, size_t bytes, struct err *e);
+    /* Inside the device: dst = src, dst += src (n elements), and, for debug builds, dst = NaN. */
+    int (*copy)(struct backend *be, void *dst, const void *src, size_t bytes, struct err *e);
+    int (*accumulate)(struct backend *be, void *dst, const void *src, size_t n, enum dtype t, struct err *e);
+    void (*poison)(struct backend *be, void *dst, size_t bytes);
     void (*destroy)(struct backend *be);
 };
 

@@ -75,7 +75,7 @@ int params_finalize(struct params *ps, uint64_t seed, struct err *e);
 
 /* Copies one tensor to / from host memory (fp32, shape_count(p->shape) elements). */
 int params_get(const struct params *ps, const struct param *p, float *host, struct err *e);
-int params_set(struct params *ps, const struct param *p, const float *host, struct err *e);
+int params_set(const struct params *ps, const struct param *p, const float *host, struct err *e);
 int params_get_grad(const struct params *ps, const struct param *p, float *host, struct err *e);
 
 /* The initial value of element i of a tensor, as params_finalize() draws it. */

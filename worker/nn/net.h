@@ -11,12 +11,16 @@
 
 #include "worker/engine/graph.h"
 
+enum { NET_NAME_BYTES = 320, NET_MAX_DEPTH = 8 };
+
 struct net {
     struct graph *graph;
     struct err *err;   /* where the first failure is told; not NULL */
     bool failed;
     bool sync_norm;    /* batch norm over the global mini-batch (else per rank) */
     char path[256];    /* scope of the names: "layer1.0" */
+    size_t cuts[NET_MAX_DEPTH]; /* length of the path before each net_push() */
+    int depth;
     double lr_scale;     /* given to parameters declared from now on; 1 */
     double weight_decay; /* likewise; < 0 = the optimiser's */
 };
