@@ -3,7 +3,6 @@
 #include "common/err.h"
 
 #include <stdalign.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -35,21 +34,6 @@ char *arena_strdup(struct arena *a, const char *s)
     size_t n = strlen(s) + 1;
 
     return memcpy(arena_alloc(a, n), s, n);
-}
-
-char *arena_printf(struct arena *a, const char *fmt, ...)
-{
-    va_list ap;
-
-    va_start(ap, fmt);
-    int n = vsnprintf(NULL, 0, fmt, ap);
-    va_end(ap);
-    ASSERT(n >= 0);
-    char *p = arena_alloc(a, (size_t)n + 1);
-    va_start(ap, fmt);
-    vsnprintf(p, (size_t)n + 1, fmt, ap);
-    va_end(ap);
-    return p;
 }
 
 void arena_free(struct arena *a)

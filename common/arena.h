@@ -13,7 +13,6 @@ struct arena {
 /* A zeroed struct arena is empty and ready. Memory is zeroed and aligned to 16 bytes. */
 void *arena_alloc(struct arena *a, size_t n);
 char *arena_strdup(struct arena *a, const char *s);
-char *arena_printf(struct arena *a, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 void arena_free(struct arena *a); /* frees everything; the arena may be used again */
 
 #endif

@@ -53,20 +53,16 @@ int buf_append_str(struct buf *b, const char *s, struct err *e) { return buf_app
 
 int buf_printf(struct buf *b, struct err *e, const char *fmt, ...)
 {
+    char *text = NULL;
     va_list ap;
 
     va_start(ap, fmt);
-    int n = vsnprintf(NULL, 0, fmt, ap);
+    int n = vasprintf(&text, fmt, ap);
     va_end(ap);
     ASSERT(n >= 0);
-    char *p = buf_reserve(b, (size_t)n, e);
-    if (!p)
-        return -1;
-    va_start(ap, fmt);
-    vsnprintf(p, (size_t)n + 1, fmt, ap);
-    va_end(ap);
-    buf_commit(b, (size_t)n);
-    return 0;
+    int rc = buf_append(b, text, (size_t)n, e);
+    free(text);
+    return rc;
 }
 
 void buf_consume(struct buf *b, size_t n)

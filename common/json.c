@@ -8,7 +8,7 @@
 #include <string.h>
 
 /* cJSON's own nesting limit is 1000; ours is checked before it recurses. Also refuses a NUL byte, which
- * cJSON would take for the end. */
+ * cJSON would take for the end, as it does an escaped one. */
 static int check_depth(const char *text, size_t len, struct err *e)
 {
     int depth = 0;
@@ -19,9 +19,11 @@ static int check_depth(const char *text, size_t len, struct err *e)
         if (c == 0)
             return err_set(e, "byte %zu is NUL", i);
         if (in_string) {
-            if (c == '\\')
+            if (c == '\\') {
+                if (len - i > 5 && memcmp(text + i + 1, "u0000", 5) == 0)
+                    return err_set(e, "byte %zu: \\u0000 is not accepted in a string", i);
                 i++;
-            else if (c == '"')
+            } else if (c == '"')
                 in_string = false;
         } else if (c == '"') {
             in_string = true;
@@ -128,8 +130,11 @@ void json_brief(const cJSON *v, char out[64])
     char *s = json_text(v);
     size_t n = strlen(s);
     if (n > 60) {
-        memcpy(out, s, 57);
-        strcpy(out + 57, "...");
+        n = 57;
+        while (((unsigned char)s[n] & 0xc0) == 0x80) /* not in the middle of a character */
+            n--;
+        memcpy(out, s, n);
+        strcpy(out + n, "...");
     } else {
         memcpy(out, s, n + 1);
     }
