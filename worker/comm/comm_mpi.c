@@ -143,7 +143,7 @@ static int mpi_wait(struct comm *c, struct comm_req *r, struct err *e)
 
 static int mpi_all_reduce(struct comm *c, void *buf, size_t n, enum dtype t, struct err *e)
 {
-    struct comm_req r;
+    struct comm_req r = {NULL};
 
     return mpi_all_reduce_start(c, buf, n, t, &r, e) < 0 ? -1 : mpi_wait(c, &r, e);
 }

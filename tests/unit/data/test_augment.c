@@ -76,6 +76,7 @@ static void check_all_draws(const struct dataset *d, const struct augment_config
 
 static void test_reference(void **state)
 {
+    /* The last one goes by in two bands, the second shorter. */
     static const int shapes[][3] = {{5, 7, 3}, {8, 8, 1}, {1, 1, 1}, {3, 2, 4}, {2, 33, 2}, {45, 33, 2}};
     static const int pads[] = {0, 1, 4}; /* 4 is wider than some of the images */
 

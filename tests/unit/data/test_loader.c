@@ -141,29 +141,43 @@ static void test_content(void **state)
     loader_destroy(l);
 }
 
+/* The rows of all ranks, one after another, are batch i of one rank alone: none missing, none twice. */
+static void check_union(struct loader *whole, struct loader **ranks, int size, bool train, int64_t i)
+{
+    struct rows all = get(whole, train, i);
+    int64_t next = 0;
+
+    for (int rank = 0; rank < size; rank++) {
+        struct rows part = get(ranks[rank], train, i);
+        int64_t batch_rows, first, count;
+        loader_rows(ranks[rank], i, &batch_rows, &first, &count);
+        assert_int_equal(batch_rows, all.n);
+        assert_int_equal(first, next);
+        check_slice(&all, &part, first);
+        next += part.n;
+        rows_free(&part);
+    }
+    assert_int_equal(next, all.n);
+    rows_free(&all);
+}
+
 static void check_ranks(const struct fixture *f, enum loader_mode mode, bool prefetch)
 {
     static const int sizes[] = {1, 2, 3, 4, 8, 16}; /* 13 rows: unequal slices; with 16 ranks, empty ones */
     bool train = mode == LOADER_TRAIN;
     struct loader_config cfg = config(f, mode, 0, 1, false);
-    struct loader *whole = make(&cfg);
+    struct loader *whole = make(&cfg), *ranks[16];
     int64_t n = train ? 2 * loader_n_batches(whole) : loader_n_batches(whole);
 
     for (size_t k = 0; k < sizeof sizes / sizeof *sizes; k++) {
         for (int rank = 0; rank < sizes[k]; rank++) {
             struct loader_config mine = config(f, mode, rank, sizes[k], prefetch);
-            struct loader *l = make(&mine);
-            for (int64_t i = 0; i < n; i++) {
-                struct rows all = get(whole, train, i), part = get(l, train, i);
-                int64_t batch_rows, first, count;
-                loader_rows(l, i, &batch_rows, &first, &count);
-                assert_int_equal(batch_rows, all.n);
-                check_slice(&all, &part, first);
-                rows_free(&all);
-                rows_free(&part);
-            }
-            loader_destroy(l);
+            ranks[rank] = make(&mine);
         }
+        for (int64_t i = 0; i < n; i++)
+            check_union(whole, ranks, sizes[k], train, i);
+        for (int rank = 0; rank < sizes[k]; rank++)
+            loader_destroy(ranks[rank]);
     }
     loader_destroy(whole);
 }

@@ -225,7 +225,10 @@ static char *docs_line(const struct field *f)
     for (char *c = name; *c; c++)
         if (*c == '/')
             *c = '.';
-    field_accepted(f, accepted, sizeof accepted);
+    if (f->flags & FIELD_FIXED)
+        snprintf(accepted, sizeof accepted, "`%s`, the only value in this version", f->def);
+    else
+        field_accepted(f, accepted, sizeof accepted);
     if (f->derive)
         snprintf(def, sizeof def, "%s", f->derive_text);
     else if (f->def)
