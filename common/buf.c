@@ -5,7 +5,10 @@
 #include <stdlib.h>
 #include <string.h>
 
-void buf_init(struct buf *b, size_t max_bytes) { *b = (struct buf){.max_bytes = max_bytes}; }
+void buf_init(struct buf *b, size_t max_bytes)
+{
+    *b = (struct buf){.max_bytes = max_bytes};
+}
 
 void buf_free(struct buf *b)
 {
@@ -49,7 +52,10 @@ int buf_append(struct buf *b, const void *data, size_t n, struct err *e)
     return 0;
 }
 
-int buf_append_str(struct buf *b, const char *s, struct err *e) { return buf_append(b, s, strlen(s), e); }
+int buf_append_str(struct buf *b, const char *s, struct err *e)
+{
+    return buf_append(b, s, strlen(s), e);
+}
 
 int buf_printf(struct buf *b, struct err *e, const char *fmt, ...)
 {

@@ -6,7 +6,7 @@
 #include "common/err.h"
 
 struct buf {
-    char *data;       /* len bytes, always followed by a NUL once something was appended */
+    char *data; /* len bytes, always followed by a NUL once something was appended */
     size_t len;
     size_t cap_bytes; /* allocated */
     size_t max_bytes; /* never holds more than this */

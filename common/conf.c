@@ -8,7 +8,10 @@
 #include <string.h>
 #include <unistd.h>
 
-static size_t min3(size_t a, size_t b, size_t c) { return a < b ? (a < c ? a : c) : (b < c ? b : c); }
+static size_t min3(size_t a, size_t b, size_t c)
+{
+    return a < b ? (a < c ? a : c) : (b < c ? b : c);
+}
 
 /* Levenshtein distance of words shorter than 64; longer ones are never near anything. */
 static size_t edit_distance(const char *a, const char *b)
@@ -53,8 +56,8 @@ static int set_int(const struct conf_option *o, int64_t *field, const char *text
     errno = 0;
     long long v = strtoll(text, &end, 10);
     if (errno || end == text || *end || v < o->min || v > o->max)
-        return err_set_kind(e, ERR_USAGE, "--%s: '%s' found, a whole number from %lld to %lld is accepted", o->name,
-                            text, (long long)o->min, (long long)o->max);
+        return err_set_kind(e, ERR_USAGE, "--%s: '%s' found, a whole number from %lld to %lld is accepted",
+                            o->name, text, (long long)o->min, (long long)o->max);
     *field = v;
     return 0;
 }
@@ -131,7 +134,8 @@ static int from_json_value(const struct conf_option *o, void *opts, const cJSON 
                 return -1;
         return 0;
     }
-    static const char *const accepted[] = {"true or false", "a string", "a whole number", "an array of strings"};
+    static const char *const accepted[] = {"true or false", "a string", "a whole number",
+                                           "an array of strings"};
     return err_set(e, "/%s: %s found, %s is accepted", v->string, brief, accepted[o->type]);
 }
 
@@ -168,7 +172,8 @@ static int unknown_option(const struct conf_option *rows, size_t n_rows, const c
     word[strcspn(word, "=")] = 0;
     const char *near = conf_nearest(word, names, n_rows);
     free(names);
-    return err_set_kind(e, ERR_USAGE, "unknown option '%s'%s%s", arg, near ? "; did you mean --" : "", near ? near : "");
+    return err_set_kind(e, ERR_USAGE, "unknown option '%s'%s%s", arg, near ? "; did you mean --" : "",
+                        near ? near : "");
 }
 
 static const struct conf_option *match(const struct conf_option *rows, size_t n_rows, const char *arg,
@@ -177,7 +182,8 @@ static const struct conf_option *match(const struct conf_option *rows, size_t n_
     *value = NULL;
     for (size_t i = 0; i < n_rows; i++) {
         size_t n = strlen(rows[i].name);
-        if (arg[1] == '-' && strncmp(arg + 2, rows[i].name, n) == 0 && (arg[2 + n] == 0 || arg[2 + n] == '=')) {
+        if (arg[1] == '-' && strncmp(arg + 2, rows[i].name, n) == 0 &&
+            (arg[2 + n] == 0 || arg[2 + n] == '=')) {
             *value = arg[2 + n] == '=' ? arg + 3 + n : NULL;
             return &rows[i];
         }
@@ -229,8 +235,8 @@ void conf_print_help(const struct conf_option *rows, size_t n_rows, int fd)
             snprintf(letter, sizeof letter, "-%c, ", rows[i].letter);
         snprintf(left, sizeof left, "%s--%s%s%s", letter, rows[i].name, rows[i].arg ? " " : "",
                  rows[i].arg ? rows[i].arg : "");
-        dprintf(fd, "  %-36s %s%s%s%s\n", left, rows[i].help, rows[i].env ? " [$" : "", rows[i].env ? rows[i].env : "",
-                rows[i].env ? "]" : "");
+        dprintf(fd, "  %-36s %s%s%s%s\n", left, rows[i].help, rows[i].env ? " [$" : "",
+                rows[i].env ? rows[i].env : "", rows[i].env ? "]" : "");
     }
 }
 

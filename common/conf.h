@@ -1,7 +1,8 @@
 /* conf - one table of options drives command line, environment, config file and --help.
  *
- * An option is a row. Sources, the later wins: default, config file ({"state_dir": "…"}: JSON, keys are the option
- * names with '_' for '-'), environment variable, command line. Unknown options name the nearest known one.
+ * An option is a row. Sources, the later wins: default, config file ({"state_dir": "…"}: JSON, keys are the
+ * option names with '_' for '-'), environment variable, command line. Unknown options name the nearest known
+ * one.
  */
 #ifndef COMMON_CONF_H
 #define COMMON_CONF_H
@@ -24,14 +25,14 @@ struct conf_list {
 };
 
 struct conf_option {
-    const char *name;  /* "state-dir" */
-    char letter;       /* 'f', or 0 */
+    const char *name; /* "state-dir" */
+    char letter;      /* 'f', or 0 */
     enum conf_type type;
-    size_t offset;     /* of the field in the options struct */
-    const char *arg;   /* "DIR", shown in --help */
-    const char *env;   /* environment variable, or NULL */
-    int64_t min, max;  /* CONF_INT */
-    const char *help;  /* one line */
+    size_t offset;    /* of the field in the options struct */
+    const char *arg;  /* "DIR", shown in --help */
+    const char *env;  /* environment variable, or NULL */
+    int64_t min, max; /* CONF_INT */
+    const char *help; /* one line */
 };
 
 /* What is left after the options: operands, borrowed from argv. "--" ends the options. */
@@ -44,7 +45,8 @@ struct conf_operands {
 int conf_from_env(const struct conf_option *rows, size_t n_rows, void *opts, struct err *e);
 
 /* Reads a JSON config file. */
-int conf_from_file(const struct conf_option *rows, size_t n_rows, void *opts, const char *path, struct err *e);
+int conf_from_file(const struct conf_option *rows, size_t n_rows, void *opts, const char *path,
+                   struct err *e);
 
 /* Parses argv[1..]; options and operands may mix. `operands->v` is filled in place of argv (same order).
  * Errors have kind ERR_USAGE. */

@@ -84,13 +84,25 @@ static void *or_die(void *p, unsigned long n)
     return p;
 }
 
-void *xmalloc(unsigned long n) { return or_die(malloc(n ? n : 1), n); }
+void *xmalloc(unsigned long n)
+{
+    return or_die(malloc(n ? n : 1), n);
+}
 
-void *xcalloc(unsigned long n, unsigned long size) { return or_die(calloc(n ? n : 1, size ? size : 1), n * size); }
+void *xcalloc(unsigned long n, unsigned long size)
+{
+    return or_die(calloc(n ? n : 1, size ? size : 1), n * size);
+}
 
-void *xrealloc(void *p, unsigned long n) { return or_die(realloc(p, n ? n : 1), n); }
+void *xrealloc(void *p, unsigned long n)
+{
+    return or_die(realloc(p, n ? n : 1), n);
+}
 
-char *xstrdup(const char *s) { return or_die(strdup(s), strlen(s) + 1); }
+char *xstrdup(const char *s)
+{
+    return or_die(strdup(s), strlen(s) + 1);
+}
 
 char *xasprintf(const char *fmt, ...)
 {

@@ -1,4 +1,5 @@
-/* err - errors are values: a sentence for a person, filled in by whoever failed, carried up by whoever called.
+/* err - errors are values: a sentence for a person, filled in by whoever failed, carried up by whoever
+ * called.
  *
  * A fallible function takes a struct err * last, returns 0 or -1 (or a pointer or NULL), and leaves the
  * caller's world unchanged when it fails. `return err_set(e, …)` is the idiom; err_wrap() adds the place at a
@@ -12,13 +13,13 @@
 /* What kind of failure it was, for those who must choose an exit status or a protocol error. */
 enum err_kind {
     ERR_GENERIC = 0,
-    ERR_USAGE,        /* bad command line */
-    ERR_SPEC,         /* bad job spec */
-    ERR_UNREACHABLE,  /* no coordinator, or the connection is gone */
-    ERR_REMOTE,       /* the peer answered with an error; .code is its JSON-RPC code */
-    ERR_INTERRUPTED,  /* a signal asked us to stop */
-    ERR_PEER_LOST,    /* another rank is gone or silent */
-    ERR_NOT_FINITE,   /* a loss or gradient is NaN or infinite */
+    ERR_USAGE,       /* bad command line */
+    ERR_SPEC,        /* bad job spec */
+    ERR_UNREACHABLE, /* no coordinator, or the connection is gone */
+    ERR_REMOTE,      /* the peer answered with an error; .code is its JSON-RPC code */
+    ERR_INTERRUPTED, /* a signal asked us to stop */
+    ERR_PEER_LOST,   /* another rank is gone or silent */
+    ERR_NOT_FINITE,  /* a loss or gradient is NaN or infinite */
 };
 
 struct err {
@@ -27,13 +28,17 @@ struct err {
     char msg[1024];
 };
 
-#define ERR_INIT {ERR_GENERIC, 0, ""}
+#define ERR_INIT                                                                                             \
+    {                                                                                                        \
+        ERR_GENERIC, 0, ""                                                                                   \
+    }
 
 /* Formats the message, sets kind ERR_GENERIC, returns -1. */
 int err_set(struct err *e, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 
 /* The same with a kind. */
-int err_set_kind(struct err *e, enum err_kind kind, const char *fmt, ...) __attribute__((format(printf, 3, 4)));
+int err_set_kind(struct err *e, enum err_kind kind, const char *fmt, ...)
+    __attribute__((format(printf, 3, 4)));
 
 /* The same, followed by ": " and strerror(errno). */
 int err_set_errno(struct err *e, const char *fmt, ...) __attribute__((format(printf, 2, 3)));

@@ -1,9 +1,10 @@
 /* fault - named points where a test can make this process fail.
  *
- * BATCHFORMER_FAULT="checkpoint.before_rename:kill,store.commit:error@3" makes the named point act; "@n" waits
- * for the n-th time that the point is passed in this process (default 1). Actions: "kill" (SIGKILL to itself),
- * "exit" (_exit(9)), "stop" (SIGSTOP), "error" (fault_hit returns true and the caller fails as if the call behind
- * it had failed). Unset, as in production, a point costs one getenv at coarse places only; none is in a step.
+ * BATCHFORMER_FAULT="checkpoint.before_rename:kill,store.commit:error@3" makes the named point act; "@n"
+ * waits for the n-th time that the point is passed in this process (default 1). Actions: "kill" (SIGKILL to
+ * itself), "exit" (_exit(9)), "stop" (SIGSTOP), "error" (fault_hit returns true and the caller fails as if
+ * the call behind it had failed). Unset, as in production, a point costs one getenv at coarse places only;
+ * none is in a step.
  */
 #ifndef COMMON_FAULT_H
 #define COMMON_FAULT_H

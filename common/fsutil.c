@@ -11,9 +11,15 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-char *fs_join(const char *a, const char *b) { return xasprintf("%s/%s", a, b); }
+char *fs_join(const char *a, const char *b)
+{
+    return xasprintf("%s/%s", a, b);
+}
 
-bool fs_exists(const char *path) { return access(path, F_OK) == 0; }
+bool fs_exists(const char *path)
+{
+    return access(path, F_OK) == 0;
+}
 
 int fs_mkdir_p(const char *path, struct err *e)
 {

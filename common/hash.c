@@ -11,11 +11,15 @@ static struct hash_hex to_hex(XXH128_hash_t h)
 {
     struct hash_hex out;
 
-    snprintf(out.s, sizeof out.s, "%016llx%016llx", (unsigned long long)h.high64, (unsigned long long)h.low64);
+    snprintf(out.s, sizeof out.s, "%016llx%016llx", (unsigned long long)h.high64,
+             (unsigned long long)h.low64);
     return out;
 }
 
-struct hash_hex hash_bytes(const void *data, size_t n) { return to_hex(XXH3_128bits(data, n)); }
+struct hash_hex hash_bytes(const void *data, size_t n)
+{
+    return to_hex(XXH3_128bits(data, n));
+}
 
 int hash_file(const char *path, struct hash_hex *out, struct err *e)
 {

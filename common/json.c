@@ -141,7 +141,10 @@ void json_brief(const cJSON *v, char out[64])
     free(s);
 }
 
-cJSON *json_find(const cJSON *obj, const char *key) { return cJSON_GetObjectItemCaseSensitive(obj, key); }
+cJSON *json_find(const cJSON *obj, const char *key)
+{
+    return cJSON_GetObjectItemCaseSensitive(obj, key);
+}
 
 bool json_is_int(const cJSON *v, int64_t *out)
 {
@@ -178,7 +181,8 @@ int json_get_int(const cJSON *obj, const char *at, const char *key, int64_t min,
 
     if (!json_is_int(v, &i) || i < min || i > max) {
         char accepted[96];
-        snprintf(accepted, sizeof accepted, "a whole number from %lld to %lld", (long long)min, (long long)max);
+        snprintf(accepted, sizeof accepted, "a whole number from %lld to %lld", (long long)min,
+                 (long long)max);
         return type_error(v, at, key, accepted, e);
     }
     *out = i;
@@ -214,4 +218,20 @@ cJSON *json_get_obj(const cJSON *obj, const char *at, const char *key, struct er
         return NULL;
     }
     return v;
+}
+
+void json_add_double(cJSON *obj, const char *key, double v)
+{
+    char text[32];
+
+    if (!isfinite(v)) {
+        cJSON_AddNullToObject(obj, key);
+        return;
+    }
+    for (int digits = 15; digits <= 17; digits++) {
+        snprintf(text, sizeof text, "%.*g", digits, v);
+        if (strtod(text, NULL) == v)
+            break;
+    }
+    cJSON_AddRawToObject(obj, key, text);
 }

@@ -1,7 +1,8 @@
-/* json - cJSON with our limits: exact length, nothing after the value, nesting capped, case-sensitive getters.
+/* json - cJSON with our limits: exact length, nothing after the value, nesting capped, case-sensitive
+ * getters.
  *
- * Getters take `at`, the JSON Pointer of `obj`, and name "at/key" in their message together with the value found
- * and what is accepted.
+ * Getters take `at`, the JSON Pointer of `obj`, and name "at/key" in their message together with the value
+ * found and what is accepted.
  */
 #ifndef COMMON_JSON_H
 #define COMMON_JSON_H
@@ -14,8 +15,8 @@
 
 enum { JSON_MAX_DEPTH = 64 };
 
-/* Parses exactly len bytes of UTF-8: one value, white space around it. Errors name line and column. The caller
- * cJSON_Deletes the result. Duplicate keys in an object are errors (cJSON would keep both). */
+/* Parses exactly len bytes of UTF-8: one value, white space around it. Errors name line and column. The
+ * caller cJSON_Deletes the result. Duplicate keys in an object are errors (cJSON would keep both). */
 cJSON *json_parse(const char *text, size_t len, struct err *e);
 
 /* Reads and parses a file of at most max_bytes. */
@@ -28,7 +29,8 @@ char *json_text_pretty(const cJSON *v);
 /* A short rendering of v for messages: at most 60 characters. */
 void json_brief(const cJSON *v, char out[64]);
 
-/* Required members. Return 0 and set *out, or -1. Strings are borrowed from obj. Integers are whole numbers within
+/* Required members. Return 0 and set *out, or -1. Strings are borrowed from obj. Integers are whole numbers
+ * within
  * +-2^53 and within [min, max]. */
 int json_get_str(const cJSON *obj, const char *at, const char *key, const char **out, struct err *e);
 int json_get_int(const cJSON *obj, const char *at, const char *key, int64_t min, int64_t max, int64_t *out,
@@ -42,5 +44,9 @@ cJSON *json_find(const cJSON *obj, const char *key);
 
 /* True when v is a whole number that a double holds exactly. */
 bool json_is_int(const cJSON *v, int64_t *out);
+
+/* Adds a number so that reading it back gives the same bits (cJSON's own printing may lose the last one);
+ * null when v is not finite. */
+void json_add_double(cJSON *obj, const char *key, double v);
 
 #endif

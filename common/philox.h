@@ -1,4 +1,5 @@
-/* philox - counter-based random numbers (Salmon et al., SC'11: Philox4x32-10), the same bits in C and in CUDA.
+/* philox - counter-based random numbers (Salmon et al., SC'11: Philox4x32-10), the same bits in C and in
+ * CUDA.
  *
  * Every random draw of a run is a pure function of a key and a counter, so it depends on what is drawn for
  * (which sample, which step, which site), never on which rank draws it or in which order:
@@ -6,8 +7,8 @@
  *   key     = (low 32 bits of the run's seed, high 32 bits of the seed XOR stream)
  *   counter = (position / 4, row or sample, step or epoch, sub-stream)
  *
- * A stream names the purpose: a hash of the site's name (philox_stream), so adding a layer shifts nobody else.
- * Comparisons are integer comparisons, so that every backend draws the same mask.
+ * A stream names the purpose: a hash of the site's name (philox_stream), so adding a layer shifts nobody
+ * else. Comparisons are integer comparisons, so that every backend draws the same mask.
  */
 #ifndef COMMON_PHILOX_H
 #define COMMON_PHILOX_H
@@ -28,7 +29,8 @@ struct philox_block {
     uint32_t v[4];
 };
 
-PHILOX_FN struct philox_block philox(struct philox_key key, uint32_t c0, uint32_t c1, uint32_t c2, uint32_t c3)
+PHILOX_FN struct philox_block philox(struct philox_key key, uint32_t c0, uint32_t c1, uint32_t c2,
+                                     uint32_t c3)
 {
     uint32_t k0 = key.k0, k1 = key.k1;
 
@@ -72,9 +74,15 @@ PHILOX_FN uint32_t philox_threshold(double p)
 }
 
 /* Uniform integer in [0, n) by multiply-shift (bias below n / 2^32). */
-PHILOX_FN uint32_t philox_below(uint32_t u, uint32_t n) { return (uint32_t)(((uint64_t)u * n) >> 32); }
+PHILOX_FN uint32_t philox_below(uint32_t u, uint32_t n)
+{
+    return (uint32_t)(((uint64_t)u * n) >> 32);
+}
 
 /* Uniform in [0, 1), 24 bits: exact in fp32. */
-PHILOX_FN float philox_unit(uint32_t u) { return (float)(u >> 8) * 0x1p-24f; }
+PHILOX_FN float philox_unit(uint32_t u)
+{
+    return (float)(u >> 8) * 0x1p-24f;
+}
 
 #endif

@@ -1,6 +1,7 @@
-/* test_batchformer_golden - the BatchFormer and its two-stream loss against values computed in float64 from the
- * equations (N=6 samples, C=8, 2 heads, K=5 classes, no dropout), for every split of the rows over the ranks of
- * this job and both ways to gather; and the usual mistakes, which must be caught by the same comparison.
+/* test_batchformer_golden - the BatchFormer and its two-stream loss against values computed in float64 from
+ * the equations (N=6 samples, C=8, 2 heads, K=5 classes, no dropout), for every split of the rows over the
+ * ranks of this job and both ways to gather; and the usual mistakes, which must be caught by the same
+ * comparison.
  *
  * X is a parameter here (each rank slices its rows), so its gradient comes out like any other.
  */
@@ -46,9 +47,9 @@ enum { N_GOLDENS = sizeof goldens / sizeof *goldens };
 
 static const double loss_golden = 1.644211448283, balanced_golden = 2.246930514303;
 static const double z_norm_golden = 6.811402678106, z_sum_golden = -.435463290786;
-static const float z0_golden[C] = {-.790104211287f, -.291450615092f, .085461850682f, 1.715520132560f,
-                                   -1.628209008060f, .054869343528f, 1.053921020281f, -.383382237858f};
-static const float dx0_golden[C] = {.074649207861f, .008997112156f, -.023017466333f, .012529222477f,
+static const float z0_golden[C] = {-.790104211287f,  -.291450615092f, .085461850682f,  1.715520132560f,
+                                   -1.628209008060f, .054869343528f,  1.053921020281f, -.383382237858f};
+static const float dx0_golden[C] = {.074649207861f,  .008997112156f, -.023017466333f, .012529222477f,
                                     -.062331415329f, .071366085527f, -.001409829814f, -.033268825694f};
 
 /* ---- a communicator that makes the usual mistakes ---- */
@@ -61,14 +62,14 @@ struct mutant {
     enum mistake mistake;
 };
 
-static int mutant_all_gather(struct comm *c, const void *local, void *all, const int64_t *counts, size_t row_bytes,
-                             struct err *e)
+static int mutant_all_gather(struct comm *c, const void *local, void *all, const int64_t *counts,
+                             size_t row_bytes, struct err *e)
 {
     return comm_all_gather(((struct mutant *)c)->inner, local, all, counts, row_bytes, e);
 }
 
-static int mutant_reduce_scatter(struct comm *c, const float *all, float *local, const int64_t *counts, int64_t width,
-                                 struct err *e)
+static int mutant_reduce_scatter(struct comm *c, const float *all, float *local, const int64_t *counts,
+                                 int64_t width, struct err *e)
 {
     struct mutant *m = (struct mutant *)c;
     int64_t first = 0, n = counts[c->rank] * width;
@@ -248,7 +249,10 @@ static struct result run(struct comm *c, const struct setup *s)
 
 /* ---- what is compared ---- */
 
-static double rel(double found, double want) { return fabs(found - want) / fabs(want); }
+static double rel(double found, double want)
+{
+    return fabs(found - want) / fabs(want);
+}
 
 static double rel_rows(const float *found, const float *want, int n)
 {
@@ -299,8 +303,8 @@ static const struct {
     int size;
     int64_t counts[MAX_RANKS];
 } splits[] = {
-    {1, {6}}, {2, {3, 3}}, {2, {4, 2}}, {2, {6, 0}}, {3, {2, 2, 2}}, {3, {3, 2, 1}}, {3, {0, 5, 1}},
-    {6, {1, 1, 1, 1, 1, 1}},
+    {1, {6}},       {2, {3, 3}},    {2, {4, 2}},    {2, {6, 0}},
+    {3, {2, 2, 2}}, {3, {3, 2, 1}}, {3, {0, 5, 1}}, {6, {1, 1, 1, 1, 1, 1}},
 };
 
 static struct comm *world(void)
@@ -322,7 +326,8 @@ static void test_golden(void **state)
         if (splits[i].size != c->size)
             continue;
         for (int gather = 0; gather < 2; gather++) {
-            struct setup s = {.counts = splits[i].counts, .gather = gather ? GATHER_ROWS : GATHER_KEYS_VALUES};
+            struct setup s = {.counts = splits[i].counts,
+                              .gather = gather ? GATHER_ROWS : GATHER_KEYS_VALUES};
             struct result r = run(c, &s);
             check(&r);
             n_checked++;
@@ -360,7 +365,9 @@ static void test_mistakes_are_caught(void **state)
 
     for (int i = 0; c->size > 1 && i < 2; i++)
         for (int gather = 0; gather < 2; gather++) {
-            struct setup s = {.counts = even_split(c->size), .mistake = mistakes[i], .gather = (enum gather_kind)gather};
+            struct setup s = {.counts = even_split(c->size),
+                              .mistake = mistakes[i],
+                              .gather = (enum gather_kind)gather};
             struct result r = run(c, &s);
             const char *worst;
             assert_true(rel(r.loss, loss_golden) < tolerance);

@@ -1,5 +1,5 @@
-/* test_comm - the contract of comm.h on every implementation: comm_mpi on all ranks of this job and, on each rank,
- * comm_single. Inputs are small whole numbers, so sums are exact and compared exactly. */
+/* test_comm - the contract of comm.h on every implementation: comm_mpi on all ranks of this job and, on each
+ * rank, comm_single. Inputs are small whole numbers, so sums are exact and compared exactly. */
 #include "tests/mpi/mpi_main.h"
 #include "worker/comm/comm.h"
 

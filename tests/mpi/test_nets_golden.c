@@ -1,5 +1,6 @@
-/* test_nets_golden - one training step of whole networks with the BatchFormer against PyTorch in float64, on every
- * world size of this job: loss, every parameter's gradient, running statistics. Fixtures: tests/golden/make_nets.py.
+/* test_nets_golden - one training step of whole networks with the BatchFormer against PyTorch in float64, on
+ * every world size of this job: loss, every parameter's gradient, running statistics. Fixtures:
+ * tests/golden/make_nets.py.
  *
  * The deviation of a gradient g from the reference g* is estimated from 32 random ±1 projections:
  * sqrt(mean (⟨s,g⟩ - ⟨s,g*⟩)²) / ‖g*‖ has the size of ‖g - g*‖ / ‖g*‖.
@@ -24,12 +25,12 @@ static const double buffer_tolerance = 1e-5;
 struct net_case {
     const char *arch;
     int64_t batch, size, channels, classes;
-    bool balanced; /* balanced softmax with class counts 500, 250, 166, … */
+    bool balanced;                             /* balanced softmax with class counts 500, 250, 166, … */
     double loss_tolerance, gradient_tolerance; /* relative; gradients norm-wise per tensor */
 };
 
-/* ResNet-50 on so few pixels is ill-conditioned in fp32 whoever computes it: PyTorch's own fp32 deviates from its
- * fp64 by 1.2e-5 in the loss and 1.3e-2 in a gradient. It is here for its structure. */
+/* ResNet-50 on so few pixels is ill-conditioned in fp32 whoever computes it: PyTorch's own fp32 deviates from
+ * its fp64 by 1.2e-5 in the loss and 1.3e-2 in a gradient. It is here for its structure. */
 static const struct net_case cases[] = {
     {"resnet20", 24, 28, 1, 10, true, 1e-5, 1e-3},
     {"resnet18", 6, 64, 3, 7, false, 1e-5, 1e-3},
@@ -102,20 +103,19 @@ static void feed(struct model *m, const struct net_case *nc)
     free(x);
 }
 
-static struct model start(struct comm *comm, const struct net_case *nc)
+static void start(struct model *m, struct comm *comm, const struct net_case *nc)
 {
     struct err e = ERR_INIT;
-    struct model m = {.comm = comm, .be = cpu_backend_create(1, &e)};
+    *m = (struct model){.comm = comm, .be = cpu_backend_create(1, &e)};
     struct row_split rows = {.rank = comm->rank, .size = comm->size, .total = nc->batch};
 
     for (int r = 0; r < comm->size; r++)
-        m.counts[r] = nc->batch * (r + 1) / comm->size - nc->batch * r / comm->size;
+        m->counts[r] = nc->batch * (r + 1) / comm->size - nc->batch * r / comm->size;
     rows.first = nc->batch * comm->rank / comm->size;
-    rows.local = m.counts[comm->rank];
-    rows.counts = m.counts;
-    m.params = params_create(m.be);
-    m.graph = graph_create(m.params, &rows, true);
-    return m;
+    rows.local = m->counts[comm->rank];
+    rows.counts = m->counts;
+    m->params = params_create(m->be);
+    m->graph = graph_create(m->params, &rows, true);
 }
 
 static void stop(struct model *m)
@@ -145,8 +145,8 @@ static double projected_deviation(const char *name, const float *g, int64_t n, c
     return sqrt(sq / N_PROJECTIONS);
 }
 
-/* A gradient that is zero in exact arithmetic (a bias before a softmax over keys) has no relative deviation: it is
- * held against the largest gradient's norm instead. */
+/* A gradient that is zero in exact arithmetic (a bias before a softmax over keys) has no relative deviation:
+ * it is held against the largest gradient's norm instead. */
 static void check_gradients(struct model *m, const struct net_case *nc, const cJSON *grads)
 {
     struct err e = ERR_INIT;
@@ -202,9 +202,10 @@ static void check_net(const struct net_case *nc)
 {
     struct err e = ERR_INIT;
     struct comm *comm = comm_mpi_create(TEST_TIMEOUT_MS, &e);
-    struct model m = start(comm, nc);
+    struct model m;
     char path[512];
 
+    start(&m, comm, nc);
     snprintf(path, sizeof path, "%s/net_%s.json", TEST_DATA_DIR, nc->arch);
     cJSON *want = json_read_file(path, 1 << 24, &e);
     if (!want)
@@ -242,7 +243,8 @@ static void test_torchvision_names(void **state)
     assert_non_null(all);
     for (const cJSON *arch = all->child; arch; arch = arch->next) {
         struct net_case nc = {arch->string, 1, 64, 3, 1000, false, 0, 0};
-        struct model m = start(comm, &nc);
+        struct model m;
+        start(&m, comm, &nc);
         build(&m, &nc);
         int n_names = 0, n_params = 0;
         for (const cJSON *want = arch->child; want; want = want->next, n_names++) {

@@ -1,9 +1,9 @@
 /* comm - collectives between the ranks of one job. Sums, never means; row counts per rank may differ.
  *
- * All ranks call the same functions in the same order. Every sum ends with the same bits on every rank. A call that
- * does not finish within the communicator's timeout fails with kind ERR_PEER_LOST and names what it waited for.
- * Pointers are device pointers of the backend that the implementation belongs to (host memory for comm_single and
- * comm_mpi).
+ * All ranks call the same functions in the same order. Every sum ends with the same bits on every rank. A
+ * call that does not finish within the communicator's timeout fails with kind ERR_PEER_LOST and names what it
+ * waited for. Pointers are device pointers of the backend that the implementation belongs to (host memory for
+ * comm_single and comm_mpi).
  */
 #ifndef COMM_COMM_H
 #define COMM_COMM_H
@@ -26,12 +26,13 @@ struct comm_ops {
     int (*all_gather)(struct comm *c, const void *local, void *all, const int64_t *counts, size_t row_bytes,
                       struct err *e);
     /* all: Σcounts rows of `width` floats on every rank → local: own rows, summed over ranks. */
-    int (*reduce_scatter)(struct comm *c, const float *all, float *local, const int64_t *counts, int64_t width,
-                          struct err *e);
+    int (*reduce_scatter)(struct comm *c, const float *all, float *local, const int64_t *counts,
+                          int64_t width, struct err *e);
     /* In place, n elements of DTYPE_F32, DTYPE_F64 or DTYPE_I32. */
     int (*all_reduce)(struct comm *c, void *buf, size_t n, enum dtype t, struct err *e);
     /* The same, begun; buf must not be touched before comm_wait(). */
-    int (*all_reduce_start)(struct comm *c, void *buf, size_t n, enum dtype t, struct comm_req *r, struct err *e);
+    int (*all_reduce_start)(struct comm *c, void *buf, size_t n, enum dtype t, struct comm_req *r,
+                            struct err *e);
     int (*wait)(struct comm *c, struct comm_req *r, struct err *e);
     int (*broadcast)(struct comm *c, void *buf, size_t bytes, int root, struct err *e);
     int (*barrier)(struct comm *c, struct err *e);
@@ -69,16 +70,25 @@ static inline int comm_all_reduce_start(struct comm *c, void *buf, size_t n, enu
     return c->ops->all_reduce_start(c, buf, n, t, r, e);
 }
 
-static inline int comm_wait(struct comm *c, struct comm_req *r, struct err *e) { return c->ops->wait(c, r, e); }
+static inline int comm_wait(struct comm *c, struct comm_req *r, struct err *e)
+{
+    return c->ops->wait(c, r, e);
+}
 
 static inline int comm_broadcast(struct comm *c, void *buf, size_t bytes, int root, struct err *e)
 {
     return c->ops->broadcast(c, buf, bytes, root, e);
 }
 
-static inline int comm_barrier(struct comm *c, struct err *e) { return c->ops->barrier(c, e); }
+static inline int comm_barrier(struct comm *c, struct err *e)
+{
+    return c->ops->barrier(c, e);
+}
 
-static inline void comm_abort(struct comm *c, int exit_status) { c->ops->abort(c, exit_status); }
+static inline void comm_abort(struct comm *c, int exit_status)
+{
+    c->ops->abort(c, exit_status);
+}
 
 static inline void comm_destroy(struct comm *c)
 {

@@ -1,11 +1,11 @@
 /* comm_mpi - collectives over MPI on host buffers; the only file that knows mpi.h besides worker/main.c.
  *
- * Everything is a nonblocking collective followed by a bounded wait, so that a rank that stopped is an error with a
- * name after timeout_ms and not a hang. The wait polls, then yields, then sleeps 20 µs at a time: a lone pair of
- * ranks sees no delay, and oversubscribed ranks leave the cores to those who compute.
+ * Everything is a nonblocking collective followed by a bounded wait, so that a rank that stopped is an error
+ * with a name after timeout_ms and not a hang. The wait polls, then yields, then sleeps 20 µs at a time: a
+ * lone pair of ranks sees no delay, and oversubscribed ranks leave the cores to those who compute.
  *
- * Gradient buckets are begun in backward and other collectives run while they are in flight; MPI matches them by
- * order of the calls, which is the same on every rank because the graph is.
+ * Gradient buckets are begun in backward and other collectives run while they are in flight; MPI matches them
+ * by order of the calls, which is the same on every rank because the graph is.
  */
 #include "worker/comm/comm.h"
 #include "common/clock.h"
@@ -66,8 +66,8 @@ static int finish(const struct comm_mpi *m, MPI_Request *req, const char *what, 
         if (done)
             return 0;
         if (m->timeout_ms >= 0 && n_polls % 256 == 255 && clock_mono_ns() - start > m->timeout_ms * 1000000LL)
-            return err_set_kind(e, ERR_PEER_LOST, "%s: rank %d waited %d s and another rank did not come", what,
-                                m->base.rank, m->timeout_ms / 1000);
+            return err_set_kind(e, ERR_PEER_LOST, "%s: rank %d waited %d s and another rank did not come",
+                                what, m->base.rank, m->timeout_ms / 1000);
         back_off(n_polls < INT_MAX - 1 ? n_polls : 2000);
     }
 }
@@ -85,8 +85,8 @@ static int set_counts(struct comm_mpi *m, const int64_t *counts, int64_t unit, s
     for (int r = 0; r < m->base.size; r++) {
         int64_t n = counts[r] * unit;
         if (at + n > INT_MAX)
-            return err_set(e, "%lld elements in one collective, at most %d are possible with MPI", (long long)(at + n),
-                           INT_MAX);
+            return err_set(e, "%lld elements in one collective, at most %d are possible with MPI",
+                           (long long)(at + n), INT_MAX);
         m->counts[r] = (int)n;
         m->displs[r] = (int)at;
         at += n;
@@ -94,8 +94,8 @@ static int set_counts(struct comm_mpi *m, const int64_t *counts, int64_t unit, s
     return 0;
 }
 
-static int mpi_all_gather(struct comm *c, const void *local, void *all, const int64_t *counts, size_t row_bytes,
-                          struct err *e)
+static int mpi_all_gather(struct comm *c, const void *local, void *all, const int64_t *counts,
+                          size_t row_bytes, struct err *e)
 {
     struct comm_mpi *m = (struct comm_mpi *)c;
     bool words = row_bytes % 4 == 0;
@@ -108,8 +108,8 @@ static int mpi_all_gather(struct comm *c, const void *local, void *all, const in
     return finish(m, &req, "all-gather", e);
 }
 
-static int mpi_reduce_scatter(struct comm *c, const float *all, float *local, const int64_t *counts, int64_t width,
-                              struct err *e)
+static int mpi_reduce_scatter(struct comm *c, const float *all, float *local, const int64_t *counts,
+                              int64_t width, struct err *e)
 {
     struct comm_mpi *m = (struct comm_mpi *)c;
     MPI_Request req;
@@ -120,7 +120,8 @@ static int mpi_reduce_scatter(struct comm *c, const float *all, float *local, co
     return finish(m, &req, "reduce-scatter", e);
 }
 
-static int mpi_all_reduce_start(struct comm *c, void *buf, size_t n, enum dtype t, struct comm_req *r, struct err *e)
+static int mpi_all_reduce_start(struct comm *c, void *buf, size_t n, enum dtype t, struct comm_req *r,
+                                struct err *e)
 {
     struct comm_mpi *m = (struct comm_mpi *)c;
     MPI_Request req;
@@ -172,7 +173,10 @@ static int mpi_barrier(struct comm *c, struct err *e)
     return finish(m, &req, "barrier", e);
 }
 
-static void mpi_abort(struct comm *c, int exit_status) { MPI_Abort(((struct comm_mpi *)c)->comm, exit_status); }
+static void mpi_abort(struct comm *c, int exit_status)
+{
+    MPI_Abort(((struct comm_mpi *)c)->comm, exit_status);
+}
 
 static void mpi_destroy(struct comm *c)
 {

@@ -4,8 +4,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-static int single_all_gather(struct comm *c, const void *local, void *all, const int64_t *counts, size_t row_bytes,
-                             struct err *e)
+static int single_all_gather(struct comm *c, const void *local, void *all, const int64_t *counts,
+                             size_t row_bytes, struct err *e)
 {
     (void)c;
     (void)e;
@@ -14,8 +14,8 @@ static int single_all_gather(struct comm *c, const void *local, void *all, const
     return 0;
 }
 
-static int single_reduce_scatter(struct comm *c, const float *all, float *local, const int64_t *counts, int64_t width,
-                                 struct err *e)
+static int single_reduce_scatter(struct comm *c, const float *all, float *local, const int64_t *counts,
+                                 int64_t width, struct err *e)
 {
     (void)c;
     (void)e;
@@ -56,9 +56,15 @@ static int single_barrier(struct comm *c, struct err *e)
     return 0;
 }
 
-static void single_abort(struct comm *c, int exit_status) { (void)c, (void)exit_status; }
+static void single_abort(struct comm *c, int exit_status)
+{
+    (void)c, (void)exit_status;
+}
 
-static void single_destroy(struct comm *c) { free(c); }
+static void single_destroy(struct comm *c)
+{
+    free(c);
+}
 
 static const struct comm_ops single_ops = {
     "single",    single_all_gather, single_reduce_scatter, single_all_reduce, single_all_reduce_start,

@@ -1,15 +1,16 @@
 /* backend - where tensors live and how operators run: one struct of functions a device kind.
  *
- * A kernel row has up to four functions. prepare() runs once when a graph is compiled: it builds whatever the node
- * needs (a convolution primitive, say) and says how much memory it wants; forward() and backward() then run without
- * allocating, looking anything up by name or computing shapes. A missing forward or (where a gradient is needed)
- * backward is found by the compiler and refused by name; there is no fallback.
+ * A kernel row has up to four functions. prepare() runs once when a graph is compiled: it builds whatever the
+ * node needs (a convolution primitive, say) and says how much memory it wants; forward() and backward() then
+ * run without allocating, looking anything up by name or computing shapes. A missing forward or (where a
+ * gradient is needed) backward is found by the compiler and refused by name; there is no fallback.
  *
  * Backward contract. dout is the gradient of the loss with respect to the node's value. For each input i with
- * din[i] != NULL the kernel *adds* to din[i] when bit i of acc is set, and else *defines every element* of it.
+ * din[i] != NULL the kernel *adds* to din[i] when bit i of acc is set, and else *defines every element* of
+ * it.
  *
- * Determinism contract. No float atomics; reductions in an order that depends on shapes only, never on the number
- * of threads: the same spec and world size give the same bits.
+ * Determinism contract. No float atomics; reductions in an order that depends on shapes only, never on the
+ * number of threads: the same spec and world size give the same bits.
  */
 #ifndef ENGINE_BACKEND_H
 #define ENGINE_BACKEND_H
@@ -26,7 +27,7 @@ struct step_ctx {
 /* A node, ready to run. Pointers are device pointers, fixed when the graph is compiled. */
 struct op_call {
     const struct node *node;
-    void *state;   /* from prepare(), or NULL */
+    void *state; /* from prepare(), or NULL */
     void *in[OP_MAX_INPUTS];
     void *out;
     void *aux;     /* prep.aux_bytes, kept from this node's forward to its backward; NULL when 0 */
@@ -46,8 +47,9 @@ struct op_prep {
 };
 
 struct kernel {
-    int (*prepare)(struct backend *be, const struct node *n, struct op_prep *p, struct err *e); /* may be NULL */
-    void (*release)(void *state);                                                             /* may be NULL */
+    int (*prepare)(struct backend *be, const struct node *n, struct op_prep *p,
+                   struct err *e); /* may be NULL */
+    void (*release)(void *state);  /* may be NULL */
     int (*forward)(const struct op_call *c, struct err *e);
     int (*backward)(const struct op_call *c, struct err *e);
 };
@@ -59,8 +61,8 @@ struct sgd_args {
 
 /* Sweeps over flat fp32 ranges. */
 struct flat_ops {
-    /* g += wd·w; m = momentum·m + g; w -= lr·(nesterov ? g + momentum·m : m), as torch.optim.SGD; g is left with
-     * the decayed gradient. */
+    /* g += wd·w; m = momentum·m + g; w -= lr·(nesterov ? g + momentum·m : m), as torch.optim.SGD; g is left
+     * with the decayed gradient. */
     void (*sgd)(float *w, float *g, float *m, size_t n, const struct sgd_args *a);
     void (*scale)(float *x, size_t n, float a);
     /* Σx² in fp64 over fixed chunks; not finite when any x is not. */
@@ -68,8 +70,8 @@ struct flat_ops {
 };
 
 struct backend_ops {
-    const char *name;               /* "cpu" */
-    const struct kernel *kernels;   /* [OP_COUNT]; OP_INPUT, OP_PARAM and the collectives have no row here */
+    const char *name;             /* "cpu" */
+    const struct kernel *kernels; /* [OP_COUNT]; OP_INPUT, OP_PARAM and the collectives have no row here */
     const struct flat_ops *flat;
     /* At least bytes, aligned to TENSOR_ALIGN_BYTES, not initialised. */
     void *(*mem_alloc)(struct backend *be, size_t bytes, struct err *e);

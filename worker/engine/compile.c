@@ -1,8 +1,9 @@
-/* compile - turns a graph into a program: which gradients exist, who writes them first, who needs which bytes when.
+/* compile - turns a graph into a program: which gradients exist, who writes them first, who needs which bytes
+ * when.
  *
- * Order of work: pick kernels (a missing one is refused by name) → walk backward once to find the gradients that
- * exist and the first writer of each (the acc bits) → prepare kernels, which tells aux and scratch sizes → lives →
- * placement → pointers → gradient buckets.
+ * Order of work: pick kernels (a missing one is refused by name) → walk backward once to find the gradients
+ * that exist and the first writer of each (the acc bits) → prepare kernels, which tells aux and scratch sizes
+ * → lives → placement → pointers → gradient buckets.
  */
 #include "worker/engine/ops_comm.h"
 #include "worker/engine/program_impl.h"
@@ -16,8 +17,8 @@ struct compiler {
     struct program *p;
     struct graph *g;
     int n;
-    bool *has_grad;        /* a gradient of the loss flows to this node's value */
-    int *first_writer;     /* id of the consumer whose backward runs first */
+    bool *has_grad;    /* a gradient of the loss flows to this node's value */
+    int *first_writer; /* id of the consumer whose backward runs first */
     size_t *aux_bytes;
     size_t scratch_bytes;
     struct plan_item *items; /* value, grad, aux of every node, then scratch; bytes 0 = not there */
@@ -25,9 +26,15 @@ struct compiler {
 
 enum { ITEM_VALUE, ITEM_GRAD, ITEM_AUX, ITEM_KINDS };
 
-static int backward_time(const struct compiler *c, int id) { return 2 * c->n - 1 - id; }
+static int backward_time(const struct compiler *c, int id)
+{
+    return 2 * c->n - 1 - id;
+}
 
-static bool is_leaf(const struct node *n) { return n->op == OP_INPUT || n->op == OP_PARAM; }
+static bool is_leaf(const struct node *n)
+{
+    return n->op == OP_INPUT || n->op == OP_PARAM;
+}
 
 static int pick_kernels(struct compiler *c, struct err *e)
 {
@@ -39,15 +46,15 @@ static int pick_kernels(struct compiler *c, struct err *e)
         if (!k)
             k = &c->p->cfg.backend->ops->kernels[n->op];
         if (!k->forward)
-            return err_set(e, "%s: backend %s has no kernel for operator %s", n->name, c->p->cfg.backend->ops->name,
-                           op_table[n->op].name);
+            return err_set(e, "%s: backend %s has no kernel for operator %s", n->name,
+                           c->p->cfg.backend->ops->name, op_table[n->op].name);
         c->p->steps[i].kernel = k;
     }
     return 0;
 }
 
-/* Marks node i's inputs as receiving a gradient and sets the acc bits. Nodes come in descending order, so the first
- * consumer met is the first writer. */
+/* Marks node i's inputs as receiving a gradient and sets the acc bits. Nodes come in descending order, so the
+ * first consumer met is the first writer. */
 static void flow_to_inputs(struct compiler *c, int i)
 {
     const struct node *n = c->g->nodes[i];
@@ -110,7 +117,10 @@ static void extend(struct plan_item *it, int t)
         it->death = t;
 }
 
-static size_t node_bytes(const struct node *n) { return (size_t)shape_count(n->shape) * dtype_bytes(n->dtype); }
+static size_t node_bytes(const struct node *n)
+{
+    return (size_t)shape_count(n->shape) * dtype_bytes(n->dtype);
+}
 
 static bool is_output(const struct compiler *c, const struct node *n)
 {
@@ -128,7 +138,8 @@ static void set_lives_of(struct compiler *c, int i, int end)
 
     if (n->op == OP_PARAM)
         return;
-    it[ITEM_VALUE] = (struct plan_item){.bytes = node_bytes(n), .birth = n->op == OP_INPUT ? -1 : i, .death = i};
+    it[ITEM_VALUE] =
+        (struct plan_item){.bytes = node_bytes(n), .birth = n->op == OP_INPUT ? -1 : i, .death = i};
     if (is_output(c, n))
         it[ITEM_VALUE].death = end;
     if (s->backward && (n->bwd_reads & READS_OUT))
@@ -137,8 +148,9 @@ static void set_lives_of(struct compiler *c, int i, int end)
         it[ITEM_GRAD] = (struct plan_item){.bytes = node_bytes(n),
                                            .birth = backward_time(c, c->first_writer[i]),
                                            .death = backward_time(c, i)};
-    it[ITEM_AUX] = (struct plan_item){
-        .bytes = c->aux_bytes[i], .birth = i, .death = s->backward ? backward_time(c, i) : i};
+    it[ITEM_AUX] = (struct plan_item){.bytes = c->aux_bytes[i],
+                                      .birth = i,
+                                      .death = s->backward ? backward_time(c, i) : i};
 }
 
 /* Lives on the time line of program.h. Consumers extend their inputs' lives. */
@@ -232,7 +244,8 @@ static void set_pointers(struct compiler *c)
         call->comm = p->cfg.comm;
         for (int k = 0; k < n->n_inputs; k++) {
             call->in[k] = value_ptr(c, n->in[k]);
-            bool flows = p->steps[i].backward && (op_table[n->op].grad_inputs >> k & 1) && n->in[k]->needs_grad;
+            bool flows =
+                p->steps[i].backward && (op_table[n->op].grad_inputs >> k & 1) && n->in[k]->needs_grad;
             call->din[k] = flows ? grad_ptr(c, n->in[k]) : NULL;
         }
     }

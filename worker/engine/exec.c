@@ -23,7 +23,8 @@ int program_feed(struct program *p, struct node *input, const void *host, size_t
     size_t want = (size_t)shape_count(input->shape) * dtype_bytes(input->dtype);
 
     ASSERT(input->op == OP_INPUT && bytes == want);
-    return bytes ? p->cfg.backend->ops->upload(p->cfg.backend, p->steps[input->id].call.out, host, bytes, e) : 0;
+    return bytes ? p->cfg.backend->ops->upload(p->cfg.backend, p->steps[input->id].call.out, host, bytes, e)
+                 : 0;
 }
 
 int program_forward(struct program *p, uint64_t seed, uint64_t step, struct err *e)
@@ -92,12 +93,19 @@ int program_backward(struct program *p, struct err *e)
 int program_read(struct program *p, const struct node *n, void *host, size_t bytes, struct err *e)
 {
     ASSERT(bytes == (size_t)shape_count(n->shape) * dtype_bytes(n->dtype));
-    return bytes ? p->cfg.backend->ops->download(p->cfg.backend, host, p->steps[n->id].call.out, bytes, e) : 0;
+    return bytes ? p->cfg.backend->ops->download(p->cfg.backend, host, p->steps[n->id].call.out, bytes, e)
+                 : 0;
 }
 
-size_t program_arena_bytes(const struct program *p) { return p->arena_bytes; }
+size_t program_arena_bytes(const struct program *p)
+{
+    return p->arena_bytes;
+}
 
-size_t program_unshared_bytes(const struct program *p) { return p->unshared_bytes; }
+size_t program_unshared_bytes(const struct program *p)
+{
+    return p->unshared_bytes;
+}
 
 const char *program_where(const struct program *p, bool *backward)
 {

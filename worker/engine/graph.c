@@ -7,9 +7,12 @@
 struct graph *graph_create(struct params *params, const struct row_split *rows, bool training)
 {
     struct graph *g = xcalloc(1, sizeof *g);
+    int64_t *counts = arena_alloc(&g->arena, (size_t)rows->size * sizeof *counts);
 
+    memcpy(counts, rows->counts, (size_t)rows->size * sizeof *counts);
     g->params = params;
     g->rows = *rows;
+    g->rows.counts = counts;
     g->training = training;
     return g;
 }

@@ -1,5 +1,5 @@
-/* graph - a static, append-only list of nodes in execution order. A node gets its shape at birth: a model that does
- * not fit together fails where it is built, with the node's path, never inside a kernel.
+/* graph - a static, append-only list of nodes in execution order. A node gets its shape at birth: a model
+ * that does not fit together fails where it is built, with the node's path, never inside a kernel.
  *
  * One graph is one phase (train or eval) of one rank: row counts are part of its shapes. Two graphs share
  * parameters by binding to the same struct params by name.
@@ -11,12 +11,13 @@
 #include "worker/engine/op.h"
 #include "worker/engine/params.h"
 
-/* How the N rows of the global mini-batch lie on the ranks: consecutive slices in rank order, any lengths >= 0. */
+/* How the N rows of the global mini-batch lie on the ranks: consecutive slices in rank order, any lengths >=
+ * 0. */
 struct row_split {
     int rank, size;
     int64_t total;         /* N */
     int64_t first, local;  /* this rank's slice */
-    const int64_t *counts; /* rows of each rank; borrowed, outlives the graph */
+    const int64_t *counts; /* rows of each rank; graph_create() copies them */
 };
 
 struct node {

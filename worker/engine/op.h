@@ -1,5 +1,6 @@
-/* op - what an operator *is*: arity, shape rule, what its backward pass reads. How it *runs* is one row a backend
- * (backend.h). A new operator is a member of enum op, a row in op_table.c, and a kernel row in each backend.
+/* op - what an operator *is*: arity, shape rule, what its backward pass reads. How it *runs* is one row a
+ * backend (backend.h). A new operator is a member of enum op, a row in op_table.c, and a kernel row in each
+ * backend.
  *
  * Shapes: n rows of this rank, N rows of the global mini-batch, C channels, M rows of any kind, K classes.
  */
@@ -27,10 +28,12 @@ enum op {
     OP_MEAN_SPATIAL, /* x (n,H,W,C) → (n,C) */
     OP_CONCAT_ROWS,  /* a (n1,…), b (n2,…), … → (n1+n2+…,…); any element type */
     OP_SLICE_ROWS,   /* x (M,…) → rows [from, to) */
-    OP_SHORTCUT_PAD, /* x (n,H,W,C) → (n,⌈H/s⌉,⌈W/s⌉,C'): every s-th pixel, zero channels around (ResNet option A) */
-    OP_SOFTMAX_XENT, /* logits (M,K), targets i32 (M) [, offset (K)] → f64 (1): Σ over rows of ℓ / denominator */
-    OP_ALL_GATHER,   /* x (n,…) → (N,…) in rank order; backward: reduce-scatter SUM */
-    OP_ALL_REDUCE,   /* x → as x, summed over ranks; backward: all-reduce SUM */
+    OP_SHORTCUT_PAD, /* x (n,H,W,C) → (n,⌈H/s⌉,⌈W/s⌉,C'): every s-th pixel, zero channels around (ResNet
+                        option A) */
+    OP_SOFTMAX_XENT, /* logits (M,K), targets i32 (M) [, offset (K)] → f64 (1): Σ over rows of ℓ / denominator
+                      */
+    OP_ALL_GATHER, /* x (n,…) → (N,…) in rank order; backward: reduce-scatter SUM */
+    OP_ALL_REDUCE, /* x → as x, summed over ranks; backward: all-reduce SUM */
     OP_COUNT
 };
 
@@ -48,10 +51,10 @@ union op_attr {
         int kernel, stride, pad, groups;
     } conv; /* OP_CONV2D; OP_MAXPOOL without groups */
     struct {
-        double count;    /* rows behind the statistics: over all ranks when they were all-reduced */
+        double count; /* rows behind the statistics: over all ranks when they were all-reduced */
         float eps, momentum;
-        bool relu;       /* y = max(0, …) after the residual was added */
-    } bn; /* OP_BN_APPLY, OP_BN_INFER (eps, relu) */
+        bool relu; /* y = max(0, …) after the residual was added */
+    } bn;          /* OP_BN_APPLY, OP_BN_INFER (eps, relu) */
     struct {
         float eps;
     } layernorm;
@@ -89,7 +92,8 @@ struct op_def {
     const char *name;
     int min_inputs, max_inputs;
     unsigned grad_inputs; /* inputs that a gradient can flow to; 0 = the operator has no backward */
-    unsigned bwd_reads;   /* the default; the shape rule may change it on the node (a fused ReLU reads the output) */
+    unsigned
+        bwd_reads; /* the default; the shape rule may change it on the node (a fused ReLU reads the output) */
     /* Checks the inputs and sets shape and dtype of n; may change n->bwd_reads. The message need not name the
      * node: the graph does. */
     int (*infer)(struct node *n, struct err *e);

@@ -1,6 +1,7 @@
 /* op_table - every operator's arity, shape rule and backward reads, one row each; see op.h.
  *
- * A shape rule sees inputs whose number is already checked. It checks their shapes and types and sets the node's.
+ * A shape rule sees inputs whose number is already checked. It checks their shapes and types and sets the
+ * node's.
  */
 #include "worker/engine/graph.h"
 
@@ -17,7 +18,8 @@ static int want_dims(const struct node *n, int i, int n_dims, struct err *e)
 
     if (n->in[i]->shape.n_dims == n_dims)
         return 0;
-    return err_set(e, "input %d has shape %s, %d dimensions are accepted", i, shape_text(n->in[i]->shape, text), n_dims);
+    return err_set(e, "input %d has shape %s, %d dimensions are accepted", i,
+                   shape_text(n->in[i]->shape, text), n_dims);
 }
 
 static int want_shape(const struct node *n, int i, struct shape s, struct err *e)
@@ -65,7 +67,10 @@ static int infer_param(struct node *n, struct err *e)
 }
 
 /* Output extent of a window of k moved by s over size + 2·pad. */
-static int64_t window_out(int64_t size, int k, int s, int pad) { return (size + 2 * pad - k) / s + 1; }
+static int64_t window_out(int64_t size, int k, int s, int pad)
+{
+    return (size + 2 * pad - k) / s + 1;
+}
 
 static int infer_window(struct node *n, int64_t channels, struct err *e)
 {
@@ -90,8 +95,8 @@ static int infer_conv2d(struct node *n, struct err *e)
     int64_t ci = n->in[0]->shape.dims[3];
     int k = n->attr.conv.kernel, groups = n->attr.conv.groups;
     if (groups < 1 || ci % groups || w.dims[0] % groups)
-        return err_set(e, "%d groups do not divide %lld input and %lld output channels", groups, (long long)ci,
-                       (long long)w.dims[0]);
+        return err_set(e, "%d groups do not divide %lld input and %lld output channels", groups,
+                       (long long)ci, (long long)w.dims[0]);
     if (want_shape(n, 1, shape4(w.dims[0], ci / groups, k, k), e) < 0)
         return -1;
     return infer_window(n, w.dims[0], e);
@@ -128,8 +133,8 @@ static int infer_bn_apply(struct node *n, struct err *e)
 {
     int64_t c = shape_channels(n->in[0]->shape);
 
-    if (like_input0(n, e) < 0 || want_dtype(n, 1, DTYPE_F64, e) < 0 || want_shape(n, 1, shape2(2, c), e) < 0 ||
-        want_channel_vectors(n, 2, 6, c, e) < 0)
+    if (like_input0(n, e) < 0 || want_dtype(n, 1, DTYPE_F64, e) < 0 ||
+        want_shape(n, 1, shape2(2, c), e) < 0 || want_channel_vectors(n, 2, 6, c, e) < 0)
         return -1;
     if (!(n->attr.bn.count >= 1))
         return err_set(e, "%g rows behind the statistics, at least 1 is accepted", n->attr.bn.count);
@@ -223,7 +228,8 @@ static int infer_slice_rows(struct node *n, struct err *e)
     if (like_input0(n, e) < 0)
         return -1;
     if (from < 0 || from > to || to > n->shape.dims[0])
-        return err_set(e, "rows %lld to %lld of %lld", (long long)from, (long long)to, (long long)n->shape.dims[0]);
+        return err_set(e, "rows %lld to %lld of %lld", (long long)from, (long long)to,
+                       (long long)n->shape.dims[0]);
     n->shape.dims[0] = to - from;
     return 0;
 }
@@ -236,8 +242,8 @@ static int infer_shortcut_pad(struct node *n, struct err *e)
     int s = n->attr.shortcut.stride;
     int64_t c = n->attr.shortcut.channels;
     if (s < 1 || c < x.dims[3])
-        return err_set(e, "stride %d to %lld channels: stride >= 1 and at least %lld channels are accepted", s,
-                       (long long)c, (long long)x.dims[3]);
+        return err_set(e, "stride %d to %lld channels: stride >= 1 and at least %lld channels are accepted",
+                       s, (long long)c, (long long)x.dims[3]);
     n->shape = shape4(x.dims[0], (x.dims[1] + s - 1) / s, (x.dims[2] + s - 1) / s, c);
     return 0;
 }
@@ -278,7 +284,8 @@ static int infer_all_reduce(struct node *n, struct err *e)
 enum { IN0 = 1, IN1 = 2, IN2 = 4, IN3 = 8, IN6 = 64, ALL_INPUTS = 255 };
 
 const struct op_def op_table[OP_COUNT] = {
-    /*                     name          inputs    gradient to             backward reads          shape rule */
+    /*                     name          inputs    gradient to             backward reads          shape rule
+     */
     [OP_INPUT] = {"input", 0, 0, 0, 0, infer_input},
     [OP_PARAM] = {"param", 0, 0, 0, 0, infer_param},
     [OP_CONV2D] = {"conv2d", 2, 2, IN0 | IN1, IN0 | IN1, infer_conv2d},

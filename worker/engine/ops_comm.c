@@ -1,8 +1,8 @@
 /* ops_comm - see ops_comm.h.
  *
  * The adjoint of "every rank gets all rows" is "every row gets the sum of all ranks' gradients for it": a
- * reduce-scatter with SUM. The adjoint of a sum over ranks, whose result every rank uses, is a sum over ranks.
- * Leaving either out, or averaging, keeps the loss and breaks the gradient.
+ * reduce-scatter with SUM. The adjoint of a sum over ranks, whose result every rank uses, is a sum over
+ * ranks. Leaving either out, or averaging, keeps the loss and breaks the gradient.
  */
 #include "worker/engine/ops_comm.h"
 
@@ -66,8 +66,10 @@ static int all_reduce_backward(const struct op_call *c, struct err *e)
     return acc ? be->ops->accumulate(be, c->din[0], sum, n, c->node->dtype, e) : 0;
 }
 
-static const struct kernel all_gather_kernel = {prepare_scratch, NULL, all_gather_forward, all_gather_backward};
-static const struct kernel all_reduce_kernel = {prepare_scratch, NULL, all_reduce_forward, all_reduce_backward};
+static const struct kernel all_gather_kernel = {prepare_scratch, NULL, all_gather_forward,
+                                                all_gather_backward};
+static const struct kernel all_reduce_kernel = {prepare_scratch, NULL, all_reduce_forward,
+                                                all_reduce_backward};
 
 const struct kernel *comm_kernel(enum op op)
 {

@@ -1,5 +1,5 @@
-/* ops_comm - kernels of the operators that are collectives: the same for every backend, since a communicator works
- * on its backend's pointers. */
+/* ops_comm - kernels of the operators that are collectives: the same for every backend, since a communicator
+ * works on its backend's pointers. */
 #ifndef ENGINE_OPS_COMM_H
 #define ENGINE_OPS_COMM_H
 

@@ -77,7 +77,10 @@ struct param *params_declare(struct params *ps, const char *name, enum param_kin
 }
 
 /* Uniform in (0, 1]: safe for a logarithm. */
-static double unit_open(uint32_t u) { return ((double)u + 1) / 4294967296.0; }
+static double unit_open(uint32_t u)
+{
+    return ((double)u + 1) / 4294967296.0;
+}
 
 float init_value(struct init init, uint64_t seed, const char *name, int64_t i)
 {
@@ -146,7 +149,10 @@ int params_finalize(struct params *ps, uint64_t seed, struct err *e)
     return 0;
 }
 
-static size_t param_bytes(const struct param *p) { return (size_t)shape_count(p->shape) * sizeof(float); }
+static size_t param_bytes(const struct param *p)
+{
+    return (size_t)shape_count(p->shape) * sizeof(float);
+}
 
 int params_get(const struct params *ps, const struct param *p, float *host, struct err *e)
 {

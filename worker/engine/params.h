@@ -1,9 +1,10 @@
 /* params - the named tensors of a model, shared by its graphs.
  *
- * Trainable weights lie in one flat fp32 buffer, in *backward order* (the last layer first), their gradients in a
- * second buffer of the same layout: zeroing, all-reducing, clipping and the optimiser are sweeps over ranges, and
- * the gradient of a range becomes final in the order of the range. Buffers (running statistics) and constants
- * (class priors) lie in a third. Every tensor starts at a multiple of 16 floats; the padding stays zero.
+ * Trainable weights lie in one flat fp32 buffer, in *backward order* (the last layer first), their gradients
+ * in a second buffer of the same layout: zeroing, all-reducing, clipping and the optimiser are sweeps over
+ * ranges, and the gradient of a range becomes final in the order of the range. Buffers (running statistics)
+ * and constants (class priors) lie in a third. Every tensor starts at a multiple of 16 floats; the padding
+ * stays zero.
  *
  * Life: params_declare() while the training graph is built → params_finalize() allocates and initialises →
  * later graphs find the same parameters by name.
@@ -24,8 +25,8 @@ enum param_kind {
     PARAM_CONST,  /* set by the task from its data; not saved */
 };
 
-/* How the initial value is drawn. Draws are Philox keyed by (seed, hash of the name, element): the same whatever
- * else the model contains, so a baseline and a BatchFormer run start from the same backbone. */
+/* How the initial value is drawn. Draws are Philox keyed by (seed, hash of the name, element): the same
+ * whatever else the model contains, so a baseline and a BatchFormer run start from the same backbone. */
 enum init_kind {
     INIT_CONST,   /* a everywhere */
     INIT_UNIFORM, /* U(-a, a) */
@@ -64,8 +65,8 @@ struct params {
 struct params *params_create(struct backend *backend);
 void params_destroy(struct params *ps);
 
-/* Finds by name or declares. A second declaration must agree in kind and shape; after params_finalize() an unknown
- * name is an error. */
+/* Finds by name or declares. A second declaration must agree in kind and shape; after params_finalize() an
+ * unknown name is an error. */
 struct param *params_declare(struct params *ps, const char *name, enum param_kind kind, struct shape shape,
                              struct init init, struct err *e);
 struct param *params_find(const struct params *ps, const char *name);

@@ -1,12 +1,13 @@
-/* program - a compiled graph: memory planned, kernels chosen, gradient buckets known; then run step after step.
+/* program - a compiled graph: memory planned, kernels chosen, gradient buckets known; then run step after
+ * step.
  *
- * Time runs on one line: node i runs forward at t = i, backward at t = 2n-1-i (n nodes). A value lives from its
- * birth to its last reader, a gradient from its first writer to its node's backward, aux from forward to backward.
- * Buffers whose lives do not overlap share bytes (greedy by size; see plan.c). Everything is allocated by
- * program_compile(); a step allocates nothing.
+ * Time runs on one line: node i runs forward at t = i, backward at t = 2n-1-i (n nodes). A value lives from
+ * its birth to its last reader, a gradient from its first writer to its node's backward, aux from forward to
+ * backward. Buffers whose lives do not overlap share bytes (greedy by size; see plan.c). Everything is
+ * allocated by program_compile(); a step allocates nothing.
  *
- * With BF_POISON (debug builds) a range is filled with NaN when its life ends, so a kernel that reads dead memory
- * or leaves an element undefined shows up as NaN.
+ * With BF_POISON (debug builds) a range is filled with NaN when its life ends, so a kernel that reads dead
+ * memory or leaves an element undefined shows up as NaN.
  */
 #ifndef ENGINE_PROGRAM_H
 #define ENGINE_PROGRAM_H
@@ -27,7 +28,7 @@ struct program_cfg {
     struct node *loss;           /* f64 (1) root of the backward pass; NULL = forward only */
     struct node *const *outputs; /* values that the caller reads after forward: they stay alive to the end */
     int n_outputs;
-    size_t bucket_bytes;         /* aim for gradient buckets of this size; 0 = one bucket */
+    size_t bucket_bytes; /* aim for gradient buckets of this size; 0 = one bucket */
 };
 
 /* The graph and everything in cfg must outlive the program. */
@@ -40,8 +41,9 @@ int program_feed(struct program *p, struct node *input, const void *host, size_t
 /* Runs forward. For training graphs this updates running statistics. */
 int program_forward(struct program *p, uint64_t seed, uint64_t step, struct err *e);
 
-/* Clears the gradient buffer, runs backward from the loss, and sums gradients over the ranks, bucket by bucket,
- * while earlier layers still run. Afterwards params->grads holds the gradient of the global loss on every rank. */
+/* Clears the gradient buffer, runs backward from the loss, and sums gradients over the ranks, bucket by
+ * bucket, while earlier layers still run. Afterwards params->grads holds the gradient of the global loss on
+ * every rank. */
 int program_backward(struct program *p, struct err *e);
 
 /* Copies a value (an output, or the loss) to the host. */

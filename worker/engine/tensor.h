@@ -1,8 +1,9 @@
-/* tensor - shapes and element types. There is no tensor object: a node has a shape, a plan has an offset, and an
- * arena owns the bytes.
+/* tensor - shapes and element types. There is no tensor object: a node has a shape, a plan has an offset, and
+ * an arena owns the bytes.
  *
- * Activations are row-major and channels-last: (n, H, W, C) for images, (n, C) for features. "Rows" are what comes
- * before the last dimension, so every operator but convolution, pooling and attention is a (rows × channels) loop.
+ * Activations are row-major and channels-last: (n, H, W, C) for images, (n, C) for features. "Rows" are what
+ * comes before the last dimension, so every operator but convolution, pooling and attention is a (rows ×
+ * channels) loop.
  */
 #ifndef ENGINE_TENSOR_H
 #define ENGINE_TENSOR_H
@@ -19,8 +20,14 @@ struct shape {
     int64_t dims[SHAPE_MAX_DIMS];
 };
 
-static inline struct shape shape1(int64_t a) { return (struct shape){1, {a}}; }
-static inline struct shape shape2(int64_t a, int64_t b) { return (struct shape){2, {a, b}}; }
+static inline struct shape shape1(int64_t a)
+{
+    return (struct shape){1, {a}};
+}
+static inline struct shape shape2(int64_t a, int64_t b)
+{
+    return (struct shape){2, {a, b}};
+}
 static inline struct shape shape4(int64_t a, int64_t b, int64_t c, int64_t d)
 {
     return (struct shape){4, {a, b, c, d}};
@@ -36,7 +43,10 @@ static inline int64_t shape_count(struct shape s)
 }
 
 /* The last dimension. */
-static inline int64_t shape_channels(struct shape s) { return s.dims[s.n_dims - 1]; }
+static inline int64_t shape_channels(struct shape s)
+{
+    return s.dims[s.n_dims - 1];
+}
 
 /* Elements divided by channels. */
 static inline int64_t shape_rows(struct shape s)
@@ -58,9 +68,15 @@ static inline int shape_equal(struct shape a, struct shape b)
     return 1;
 }
 
-static inline size_t dtype_bytes(enum dtype t) { return t == DTYPE_F64 ? 8 : 4; }
+static inline size_t dtype_bytes(enum dtype t)
+{
+    return t == DTYPE_F64 ? 8 : 4;
+}
 
-static inline size_t align_up(size_t n) { return (n + TENSOR_ALIGN_BYTES - 1) & ~(size_t)(TENSOR_ALIGN_BYTES - 1); }
+static inline size_t align_up(size_t n)
+{
+    return (n + TENSOR_ALIGN_BYTES - 1) & ~(size_t)(TENSOR_ALIGN_BYTES - 1);
+}
 
 /* "(32, 28, 28, 16)" */
 const char *shape_text(struct shape s, char out[96]);

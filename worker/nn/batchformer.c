@@ -7,9 +7,9 @@
  *   Z = LN2(H + drop(drop(relu(H W1ᵀ + b1)) W2ᵀ + b2))
  *
  * Everything but the gather is row-local. The gather's backward is a reduce-scatter with SUM (ops_comm.c), so
- * every sample receives the gradient of every other sample's loss, whichever rank holds it. Gathering X instead
- * of K|V computes the same function; the projections' weight gradients are then sums over all N rows of this
- * rank's share of dK|dV, which the gradient all-reduce completes.
+ * every sample receives the gradient of every other sample's loss, whichever rank holds it. Gathering X
+ * instead of K|V computes the same function; the projections' weight gradients are then sums over all N rows
+ * of this rank's share of dK|dV, which the gradient all-reduce completes.
  */
 #include "worker/nn/batchformer.h"
 #include "common/philox.h"
@@ -18,9 +18,15 @@
 #include <stdio.h>
 
 /* Xavier uniform of the whole 3C×C matrix, and torch.nn.Linear's default U(±1/√fan-in). */
-static struct init init_in_proj(int64_t c) { return (struct init){INIT_UNIFORM, sqrt(6.0 / (double)(4 * c))}; }
+static struct init init_in_proj(int64_t c)
+{
+    return (struct init){INIT_UNIFORM, sqrt(6.0 / (double)(4 * c))};
+}
 
-static struct init init_linear(int64_t fan_in) { return (struct init){INIT_UNIFORM, 1 / sqrt((double)fan_in)}; }
+static struct init init_linear(int64_t fan_in)
+{
+    return (struct init){INIT_UNIFORM, 1 / sqrt((double)fan_in)};
+}
 
 static const struct init init_zero = {INIT_CONST, 0};
 

@@ -12,9 +12,9 @@ enum gather_kind {
 
 struct batchformer_cfg {
     int layers, heads;
-    int64_t ffn;   /* width of the feed-forward layer */
+    int64_t ffn; /* width of the feed-forward layer */
     double dropout;
-    bool global;   /* attend over the global mini-batch; else over this rank's rows */
+    bool global; /* attend over the global mini-batch; else over this rank's rows */
     enum gather_kind gather;
 };
 

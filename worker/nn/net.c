@@ -10,7 +10,10 @@ void net_init(struct net *net, struct graph *g, bool sync_norm, struct err *e)
     *net = (struct net){.graph = g, .err = e, .sync_norm = sync_norm, .lr_scale = 1, .weight_decay = -1};
 }
 
-bool net_failed(const struct net *net) { return net->failed; }
+bool net_failed(const struct net *net)
+{
+    return net->failed;
+}
 
 static void *fail(struct net *net)
 {
@@ -64,7 +67,8 @@ struct node *net_input(struct net *net, const char *name, struct shape shape, en
     return net_op(net, OP_INPUT, name, NULL, 0, &(union op_attr){.input = {shape, dtype}});
 }
 
-struct node *net_param(struct net *net, const char *name, enum param_kind kind, struct shape shape, struct init init)
+struct node *net_param(struct net *net, const char *name, enum param_kind kind, struct shape shape,
+                       struct init init)
 {
     char path[NET_NAME_BYTES];
 
@@ -80,8 +84,8 @@ struct node *net_param(struct net *net, const char *name, enum param_kind kind, 
     return n ? n : fail(net);
 }
 
-struct node *net_conv2d(struct net *net, struct node *x, const char *name, int64_t channels, int kernel, int stride,
-                        int groups, double std)
+struct node *net_conv2d(struct net *net, struct node *x, const char *name, int64_t channels, int kernel,
+                        int stride, int groups, double std)
 {
     if (net->failed)
         return NULL;
@@ -105,8 +109,8 @@ static double stats_count(const struct net *net, const struct node *x)
     return (double)n;
 }
 
-struct node *net_batchnorm(struct net *net, struct node *x, const char *name, struct node *residual, bool relu,
-                           double gamma)
+struct node *net_batchnorm(struct net *net, struct node *x, const char *name, struct node *residual,
+                           bool relu, double gamma)
 {
     if (net->failed)
         return NULL;
@@ -119,12 +123,14 @@ struct node *net_batchnorm(struct net *net, struct node *x, const char *name, st
     union op_attr attr = {.bn = {stats_count(net, x), 1e-5f, 0.1f, relu}};
     struct node *y;
     if (!net->graph->training) {
-        y = net_op(net, OP_BN_INFER, "", (struct node *[]){x, w, b, mean, var, residual}, residual ? 6 : 5, &attr);
+        y = net_op(net, OP_BN_INFER, "", (struct node *[]){x, w, b, mean, var, residual}, residual ? 6 : 5,
+                   &attr);
     } else {
         struct node *s = net_op(net, OP_BN_STATS, "stats", (struct node *[]){x}, 1, NULL);
         if (net->sync_norm)
             s = net_op(net, OP_ALL_REDUCE, "sync", (struct node *[]){s}, 1, NULL);
-        y = net_op(net, OP_BN_APPLY, "", (struct node *[]){x, s, w, b, mean, var, residual}, residual ? 7 : 6, &attr);
+        y = net_op(net, OP_BN_APPLY, "", (struct node *[]){x, s, w, b, mean, var, residual}, residual ? 7 : 6,
+                   &attr);
     }
     net_pop(net);
     return y;
@@ -173,7 +179,8 @@ struct node *net_dropout(struct net *net, struct node *x, const char *name, doub
     if (p <= 0 || !net->graph->training)
         return x;
     uint32_t stream = philox_stream(full_name(net, name, path));
-    return net_op(net, OP_DROPOUT, name, (struct node *[]){x}, 1, &(union op_attr){.dropout = {(float)p, stream}});
+    return net_op(net, OP_DROPOUT, name, (struct node *[]){x}, 1,
+                  &(union op_attr){.dropout = {(float)p, stream}});
 }
 
 struct node *net_mean_spatial(struct net *net, struct node *x)

@@ -1,8 +1,8 @@
 /* net - building graphs by layers: scopes give parameters their names, a failure sticks until the end.
  *
- * A layer function appends nodes and returns the last one. When something does not fit, the net remembers the first
- * error and every later layer function returns NULL at once, so that a model reads like its description; whoever
- * started the net looks at net_failed() once, at the end.
+ * A layer function appends nodes and returns the last one. When something does not fit, the net remembers the
+ * first error and every later layer function returns NULL at once, so that a model reads like its
+ * description; whoever started the net looks at net_failed() once, at the end.
  *
  * Shapes: n rows of this rank, H×W pixels, C channels.
  */
@@ -15,10 +15,10 @@ enum { NET_NAME_BYTES = 320, NET_MAX_DEPTH = 8 };
 
 struct net {
     struct graph *graph;
-    struct err *err;   /* where the first failure is told; not NULL */
+    struct err *err; /* where the first failure is told; not NULL */
     bool failed;
-    bool sync_norm;    /* batch norm over the global mini-batch (else per rank) */
-    char path[256];    /* scope of the names: "layer1.0" */
+    bool sync_norm;             /* batch norm over the global mini-batch (else per rank) */
+    char path[256];             /* scope of the names: "layer1.0" */
     size_t cuts[NET_MAX_DEPTH]; /* length of the path before each net_push() */
     int depth;
     double lr_scale;     /* given to parameters declared from now on; 1 */
@@ -35,21 +35,22 @@ void net_pop(struct net *net);
 struct node *net_input(struct net *net, const char *name, struct shape shape, enum dtype dtype);
 
 /* A parameter, buffer or constant under the current scope. */
-struct node *net_param(struct net *net, const char *name, enum param_kind kind, struct shape shape, struct init init);
+struct node *net_param(struct net *net, const char *name, enum param_kind kind, struct shape shape,
+                       struct init init);
 
 /* Any operator; the node is named after the current scope and `name`. */
 struct node *net_op(struct net *net, enum op op, const char *name, struct node *const *in, int n_in,
                     const union op_attr *attr);
 
 /* x (n,H,W,Ci) → (n,Ho,Wo,channels); weight "NAME.weight", no bias; init_kind N(0, std²). */
-struct node *net_conv2d(struct net *net, struct node *x, const char *name, int64_t channels, int kernel, int stride,
-                        int groups, double std);
+struct node *net_conv2d(struct net *net, struct node *x, const char *name, int64_t channels, int kernel,
+                        int stride, int groups, double std);
 
 /* Batch norm, optionally + residual, optionally ReLU. Training: statistics of the mini-batch (global when
  * net->sync_norm), running statistics updated with momentum 0.1, eps 1e-5. Evaluation: running statistics.
  * Parameters NAME.weight (from gamma), NAME.bias, buffers NAME.running_mean, NAME.running_var. */
-struct node *net_batchnorm(struct net *net, struct node *x, const char *name, struct node *residual, bool relu,
-                           double gamma);
+struct node *net_batchnorm(struct net *net, struct node *x, const char *name, struct node *residual,
+                           bool relu, double gamma);
 
 /* x (M,I) → (M,out): weight "NAME.weight" (out,I), bias "NAME.bias" (out). */
 struct node *net_linear(struct net *net, struct node *x, const char *name, int64_t out, struct init weight,

@@ -1,7 +1,7 @@
 /* resnet - see resnet.h.
  *
- * Initialisation. Large-image family: Kaiming normal, fan-out (torchvision). CIFAR family: Kaiming normal, fan-in.
- * BN γ = 1, β = 0 in both.
+ * Initialisation. Large-image family: Kaiming normal, fan-out (torchvision). CIFAR family: Kaiming normal,
+ * fan-in. BN γ = 1, β = 0 in both.
  */
 #include "worker/nn/resnet.h"
 
@@ -51,7 +51,8 @@ static struct node *shortcut(struct net *net, const struct resnet_arch *a, struc
     if (net_failed(net) || (stride == 1 && shape_channels(x->shape) == channels))
         return x;
     if (a->cifar)
-        return net_op(net, OP_SHORTCUT_PAD, "shortcut", &x, 1, &(union op_attr){.shortcut = {stride, channels}});
+        return net_op(net, OP_SHORTCUT_PAD, "shortcut", &x, 1,
+                      &(union op_attr){.shortcut = {stride, channels}});
     net_push(net, "downsample");
     struct node *y = conv(net, a, x, "0", channels, 1, stride);
     y = net_batchnorm(net, y, "1", NULL, false, 1);
@@ -60,7 +61,8 @@ static struct node *shortcut(struct net *net, const struct resnet_arch *a, struc
 }
 
 /* 3×3, 3×3 (He et al. 2016, fig. 5 left). */
-static struct node *basic_block(struct net *net, const struct resnet_arch *a, struct node *x, int64_t c, int stride)
+static struct node *basic_block(struct net *net, const struct resnet_arch *a, struct node *x, int64_t c,
+                                int stride)
 {
     struct node *y = conv(net, a, x, "conv1", c, 3, stride);
 
@@ -70,7 +72,8 @@ static struct node *basic_block(struct net *net, const struct resnet_arch *a, st
 }
 
 /* 1×1, 3×3, 1×1 to four times the channels, the stride in the 3×3 (torchvision's "v1.5"). */
-static struct node *bottleneck(struct net *net, const struct resnet_arch *a, struct node *x, int64_t c, int stride)
+static struct node *bottleneck(struct net *net, const struct resnet_arch *a, struct node *x, int64_t c,
+                               int stride)
 {
     struct node *y = conv(net, a, x, "conv1", c, 1, 1);
 

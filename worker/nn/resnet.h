@@ -1,6 +1,6 @@
-/* resnet - residual networks from one table: torchvision's ResNet-18/50 for large images (names as torchvision's
- * state_dict) and the CIFAR family ResNet-6n+2 (He et al. 2016, §4.2; option-A shortcuts; names as commonly used for
- * it: conv1, bn1, layer1.0.conv1, …, linear). */
+/* resnet - residual networks from one table: torchvision's ResNet-18/50 for large images (names as
+ * torchvision's state_dict) and the CIFAR family ResNet-6n+2 (He et al. 2016, §4.2; option-A shortcuts; names
+ * as commonly used for it: conv1, bn1, layer1.0.conv1, …, linear). */
 #ifndef NN_RESNET_H
 #define NN_RESNET_H
 

@@ -1,4 +1,5 @@
-/* test_plan - placement: nothing alive at the same time overlaps, everything else may, and the plan is deterministic. */
+/* test_plan - placement: nothing alive at the same time overlaps, everything else may, and the plan is
+ * deterministic. */
 #include "tests/unit/cm.h"
 #include "common/philox.h"
 #include "worker/engine/plan.h"
@@ -46,7 +47,8 @@ static void test_random(void **state)
         for (uint32_t i = 0; i < N; i++) {
             struct philox_block b = philox(philox_make_key(seed, 1), i, 0, 0, 0);
             int birth = (int)philox_below(b.v[0], 300);
-            v[i] = (struct plan_item){1 + philox_below(b.v[1], 5000), birth, birth + (int)philox_below(b.v[2], 60), 0};
+            v[i] = (struct plan_item){1 + philox_below(b.v[1], 5000), birth,
+                                      birth + (int)philox_below(b.v[2], 60), 0};
         }
         memcpy(w, v, sizeof v);
         size_t total = plan_place(v, N);

@@ -1,4 +1,5 @@
-/* test_program - the compiler's contracts on a toy backend: acc bits, lives, refusals by name, gradient buckets. */
+/* test_program - the compiler's contracts on a toy backend: acc bits, lives, refusals by name, gradient
+ * buckets. */
 #include "tests/unit/cm.h"
 #include "tests/unit/engine/toy_backend.h"
 #include "worker/comm/comm.h"
@@ -40,9 +41,9 @@ static struct fixture setup(void)
     f.g = graph_create(f.ps, &rows, true);
     f.x = graph_add(f.g, OP_INPUT, "x", NULL, 0, &in, &f.e);
     f.t = graph_add(f.g, OP_INPUT, "t", NULL, 0, &tgt, &f.e);
-    f.w = graph_param(f.g,
-                      params_declare(f.ps, "w", PARAM_WEIGHT, shape2(ROWS, COLS), (struct init){INIT_CONST, 2}, &f.e),
-                      &f.e);
+    f.w = graph_param(
+        f.g, params_declare(f.ps, "w", PARAM_WEIGHT, shape2(ROWS, COLS), (struct init){INIT_CONST, 2}, &f.e),
+        &f.e);
     return f;
 }
 
@@ -95,7 +96,8 @@ static void test_gradient_of_shared_value(void **state)
     teardown(&f);
 }
 
-/* Of h's three writers the one that runs first (the highest node) defines, the others add; parameters always add. */
+/* Of h's three writers the one that runs first (the highest node) defines, the others add; parameters always
+ * add. */
 static void test_acc_bits(void **state)
 {
     (void)state;

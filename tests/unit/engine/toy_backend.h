@@ -1,5 +1,6 @@
-/* toy_backend - host memory and three kernels (add, dropout as "times three", slice as identity loss), so that the
- * compiler's and the executor's contracts are tested without the real kernels. Records the order of kernel calls. */
+/* toy_backend - host memory and three kernels (add, dropout as "times three", slice as identity loss), so
+ * that the compiler's and the executor's contracts are tested without the real kernels. Records the order of
+ * kernel calls. */
 #ifndef TESTS_TOY_BACKEND_H
 #define TESTS_TOY_BACKEND_H
 
@@ -35,7 +36,8 @@ static int toy_zero(struct backend *be, void *dst, size_t bytes, struct err *e)
     return 0;
 }
 
-static int toy_accumulate(struct backend *be, void *dst, const void *src, size_t n, enum dtype t, struct err *e)
+static int toy_accumulate(struct backend *be, void *dst, const void *src, size_t n, enum dtype t,
+                          struct err *e)
 {
     (void)be, (void)e, (void)t;
     for (size_t i = 0; i < n; i++)
