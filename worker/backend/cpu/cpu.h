@@ -1,10 +1,14 @@
-/* cpu - the CPU backend: oneDNN for convolution, pooling and GEMM, own kernels for the rest. */
+/* cpu - the backend of host memory: fp32 kernels of our own, convolutions and matrix products of oneDNN.
+ *
+ * Kernels run on the thread that calls them plus its OpenMP team, so they must be called by the thread that
+ * called cpu_backend_create(): OpenMP keeps the size of the team per calling thread.
+ */
 #ifndef BACKEND_CPU_CPU_H
 #define BACKEND_CPU_CPU_H
 
 #include "worker/engine/backend.h"
 
-/* n_threads OpenMP threads a rank; >= 1. */
+/* n_threads >= 1: threads of every kernel. NULL on error. backend->ops->destroy() frees it. */
 struct backend *cpu_backend_create(int n_threads, struct err *e);
 
 #endif

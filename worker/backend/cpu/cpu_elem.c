@@ -1,0 +1,279 @@
+/* cpu_elem - operators that look at one element at a time, or copy rows: act, add, dropout, concat, slice.
+ *
+ * Dropout masks are never stored: forward and backward draw the same numbers (philox.h), keyed by the global
+ * index of the sample, so that a mask does not depend on how rows lie on ranks.
+ */
+#include <string.h>
+#include "worker/backend/cpu/cpu_internal.h"
+#include "worker/backend/cpu/cpu_simd.h"
+
+enum { ELEM_STEP = 4096 }; /* elements; a chunk is a multiple */
+
+void cpu_copy_or_add(float *dst, const float *src, int64_t n, bool add)
+{
+    const struct chunks ch = chunks_make(n, ELEM_STEP);
+
+#pragma omp parallel for schedule(static)
+    for (int k = 0; k < ch.n; k++) {
+        int64_t first = chunk_first(&ch, k), end = chunk_end(&ch, k);
+
+        if (!add) {
+            memcpy(dst + first, src + first, (size_t)(end - first) * sizeof(*dst));
+            continue;
+        }
+#pragma omp simd
+        for (int64_t i = first; i < end; i++)
+            dst[i] += src[i];
+    }
+}
+
+/* One chunk of an activation's forward, y = f(x). */
+static void act_range(enum act_kind kind, const float *restrict x, float *restrict y, int64_t n)
+{
+    if (kind == ACT_RELU) {
+        for (int64_t i = 0; i < n; i++)
+            y[i] = x[i] < 0 ? 0 : x[i]; /* NaN stays NaN */
+    } else {
+        for (int64_t i = 0; i < n; i++)
+            y[i] = 0.5f * x[i] * (1.0f + simd_erff(x[i] * 0.70710678118654752f));
+    }
+}
+
+/* One chunk of backward: dx = dy·f'(x), or dx += …. */
+static void act_grad_range(enum act_kind kind, const float *restrict x, const float *restrict dy,
+                           float *restrict dx, int64_t n, bool add)
+{
+    if (kind == ACT_RELU) {
+        for (int64_t i = 0; i < n; i++)
+            dx[i] = (add ? dx[i] : 0.0f) + (x[i] > 0 ? dy[i] : 0.0f);
+    } else {
+        for (int64_t i = 0; i < n; i++) {
+            float cdf = 0.5f * (1.0f + simd_erff(x[i] * 0.70710678118654752f));
+            float pdf = 0.39894228040143268f * simd_expf(-0.5f * x[i] * x[i]);
+
+            dx[i] = (add ? dx[i] : 0.0f) + (cdf + x[i] * pdf) * dy[i];
+        }
+    }
+}
+
+KERNEL_FORWARD(act)
+{
+    const enum act_kind kind = c->node->attr.act.kind;
+    const struct chunks ch = chunks_make(shape_count(c->node->shape), ELEM_STEP);
+    const float *x = c->in[0];
+    float *y = c->out;
+
+    (void)e;
+#pragma omp parallel for schedule(static)
+    for (int k = 0; k < ch.n; k++) {
+        int64_t i = chunk_first(&ch, k);
+
+        act_range(kind, x + i, y + i, chunk_end(&ch, k) - i);
+    }
+    return 0;
+}
+
+KERNEL_BACKWARD(act)
+{
+    const enum act_kind kind = c->node->attr.act.kind;
+    const struct chunks ch = chunks_make(shape_count(c->node->shape), ELEM_STEP);
+    const float *x = c->in[0], *dy = c->dout;
+    float *dx = c->din[0];
+
+    (void)e;
+    if (!dx)
+        return 0;
+#pragma omp parallel for schedule(static)
+    for (int k = 0; k < ch.n; k++) {
+        int64_t i = chunk_first(&ch, k);
+
+        act_grad_range(kind, x + i, dy + i, dx + i, chunk_end(&ch, k) - i, acc_bit(c, 0));
+    }
+    return 0;
+}
+
+KERNEL_FORWARD(add)
+{
+    const struct chunks ch = chunks_make(shape_count(c->node->shape), ELEM_STEP);
+    const float *a = c->in[0], *b = c->in[1];
+    float *y = c->out;
+
+    (void)e;
+#pragma omp parallel for schedule(static)
+    for (int k = 0; k < ch.n; k++)
+        for (int64_t i = chunk_first(&ch, k), end = chunk_end(&ch, k); i < end; i++)
+            y[i] = a[i] + b[i];
+    return 0;
+}
+
+/* a and b may be one node: then din[0] and din[1] are one buffer, defined first and added to second. */
+KERNEL_BACKWARD(add)
+{
+    int64_t n = shape_count(c->node->shape);
+
+    (void)e;
+    for (int i = 0; i < 2; i++)
+        if (c->din[i])
+            cpu_copy_or_add(c->din[i], c->dout, n, acc_bit(c, i));
+    return 0;
+}
+
+enum { DRAW_BLOCKS = 16, DRAWS = 4 * DRAW_BLOCKS };
+
+/* The draws of 16 consecutive Philox blocks; the loop over blocks vectorises. */
+static void draw(struct philox_key key, uint32_t block, uint32_t sample, uint32_t step, uint32_t sub,
+                 uint32_t u[DRAWS])
+{
+    uint32_t v[4][DRAW_BLOCKS];
+
+    for (uint32_t b = 0; b < DRAW_BLOCKS; b++) {
+        struct philox_block r = philox(key, block + b, sample, step, sub);
+
+        v[0][b] = r.v[0];
+        v[1][b] = r.v[1];
+        v[2][b] = r.v[2];
+        v[3][b] = r.v[3];
+    }
+    for (int b = 0; b < DRAW_BLOCKS; b++)
+        for (int k = 0; k < 4; k++)
+            u[4 * b + k] = v[k][b];
+}
+
+struct dropout_site dropout_site_make(const struct step_ctx *step, uint32_t stream, float p)
+{
+    struct dropout_site s = {
+        .key = philox_make_key(step->seed, stream),
+        .threshold = philox_threshold(p),
+        .scale = p < 1 ? 1.0f / (1.0f - p) : 0.0f,
+        .step = (uint32_t)step->step,
+    };
+    return s;
+}
+
+void dropout_keep(const struct dropout_site *s, uint32_t sample, uint32_t sub, int64_t first, int64_t n,
+                  float *keep)
+{
+    uint32_t u[DRAWS];
+
+    for (int64_t j = 0; j < n;) {
+        int64_t at = first + j;
+        int64_t skip = at % 4, take = min_i64(DRAWS - skip, n - j);
+
+        draw(s->key, (uint32_t)(at / 4), sample, s->step, sub, u);
+        for (int64_t i = 0; i < take; i++)
+            keep[j + i] = u[skip + i] < s->threshold ? 0.0f : s->scale;
+        j += take;
+    }
+}
+
+/* dst = mask∘src (or += when add) for all rows. */
+static int dropout_run(const struct op_call *c, const float *src, float *dst, bool add, struct err *e)
+{
+    const struct node *n = c->node;
+    const struct dropout_site site = dropout_site_make(c->step, n->attr.dropout.stream, n->attr.dropout.p);
+    const int64_t rows = n->shape.dims[0], first = c->rows->first;
+    const int64_t width = rows ? shape_count(n->shape) / rows : 0;
+
+    if (rows != c->rows->local)
+        return err_set(e, "dropout over %lld rows; the rank has %lld, and masks are keyed by its rows",
+                       (long long)rows, (long long)c->rows->local);
+#pragma omp parallel for schedule(static)
+    for (int64_t i = 0; i < rows; i++) {
+        const float *x = src + i * width;
+        float *y = dst + i * width;
+        float keep[256];
+
+        for (int64_t j = 0; j < width; j += 256) {
+            int64_t w = min_i64(256, width - j);
+
+            dropout_keep(&site, (uint32_t)(first + i), 0, j, w, keep);
+            /* Select, so that a dropped element is 0 whatever it was. */
+            for (int64_t t = 0; t < w; t++) {
+                float v = keep[t] > 0 ? x[j + t] * keep[t] : 0.0f;
+
+                y[j + t] = add ? y[j + t] + v : v;
+            }
+        }
+    }
+    return 0;
+}
+
+KERNEL_FORWARD(dropout)
+{
+    return dropout_run(c, c->in[0], c->out, false, e);
+}
+
+KERNEL_BACKWARD(dropout)
+{
+    return c->din[0] ? dropout_run(c, c->dout, c->din[0], acc_bit(c, 0), e) : 0;
+}
+
+/* Bytes of one row of a tensor of n's type and inner shape. */
+static size_t row_bytes(const struct node *n)
+{
+    size_t bytes = dtype_bytes(n->dtype);
+
+    for (int i = 1; i < n->shape.n_dims; i++)
+        bytes *= (size_t)n->shape.dims[i];
+    return bytes;
+}
+
+KERNEL_FORWARD(concat_rows)
+{
+    const size_t row = row_bytes(c->node);
+    char *dst = c->out;
+
+    (void)e;
+    for (int i = 0; i < c->node->n_inputs; i++) {
+        size_t bytes = (size_t)c->node->in[i]->shape.dims[0] * row;
+
+        if (bytes)
+            memcpy(dst, c->in[i], bytes);
+        dst += bytes;
+    }
+    return 0;
+}
+
+KERNEL_BACKWARD(concat_rows)
+{
+    const float *src = c->dout;
+
+    (void)e;
+    for (int i = 0; i < c->node->n_inputs; i++) {
+        int64_t count = shape_count(c->node->in[i]->shape);
+
+        if (c->din[i])
+            cpu_copy_or_add(c->din[i], src, count, acc_bit(c, i));
+        src += count;
+    }
+    return 0;
+}
+
+KERNEL_FORWARD(slice_rows)
+{
+    const size_t row = row_bytes(c->node);
+    const size_t bytes = (size_t)c->node->shape.dims[0] * row;
+
+    (void)e;
+    if (bytes)
+        memcpy(c->out, (const char *)c->in[0] + (size_t)c->node->attr.slice.from * row, bytes);
+    return 0;
+}
+
+KERNEL_BACKWARD(slice_rows)
+{
+    const int64_t width = (int64_t)(row_bytes(c->node) / sizeof(float));
+    const int64_t rows = c->node->in[0]->shape.dims[0];
+    const int64_t from = c->node->attr.slice.from, to = c->node->attr.slice.to;
+    float *dx = c->din[0];
+
+    (void)e;
+    if (!dx)
+        return 0;
+    if (!acc_bit(c, 0) && width) {
+        memset(dx, 0, (size_t)(from * width) * sizeof(*dx));
+        memset(dx + to * width, 0, (size_t)((rows - to) * width) * sizeof(*dx));
+    }
+    cpu_copy_or_add(dx + from * width, c->dout, (to - from) * width, acc_bit(c, 0));
+    return 0;
+}

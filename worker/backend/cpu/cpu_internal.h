@@ -1,0 +1,161 @@
+/* cpu_internal - what the files of the CPU backend share: the backend's struct, the rule by which work is
+ * cut, and the kernels' prototypes (the table is in cpu.c).
+ *
+ * Determinism: whatever is summed is summed over chunks whose number and bounds depend on shapes only;
+ * threads take whole chunks and one thread adds up the partial sums in order. So our own kernels give the
+ * same bits for every number of threads. Matrix products keep to the rule by cutting the result into fixed
+ * blocks, each computed by one thread (oneDNN starts no team inside a parallel region). The one exception is
+ * oneDNN's convolution backward for weights, whose order of summation depends on the number of threads
+ * (cpu_conv.c).
+ */
+#ifndef BACKEND_CPU_INTERNAL_H
+#define BACKEND_CPU_INTERNAL_H
+
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+#include "common/philox.h"
+#include "worker/backend/cpu/dn.h"
+#include "worker/engine/backend.h"
+
+struct cpu_backend {
+    struct backend base; /* first: a struct backend * is a struct cpu_backend * */
+    struct dn *dn;
+    int n_threads;
+};
+
+static inline struct cpu_backend *cpu_of(struct backend *be)
+{
+    return (struct cpu_backend *)be;
+}
+
+/* Of the calling thread, within its team. */
+static inline int cpu_thread_idx(void)
+{
+#ifdef _OPENMP
+    return omp_get_thread_num();
+#else
+    return 0;
+#endif
+}
+
+static inline int64_t min_i64(int64_t a, int64_t b)
+{
+    return a < b ? a : b;
+}
+static inline int64_t max_i64(int64_t a, int64_t b)
+{
+    return a > b ? a : b;
+}
+static inline int64_t ceil_div(int64_t a, int64_t b)
+{
+    return (a + b - 1) / b;
+}
+
+enum { CHUNKS_MAX = 64 };
+
+/* n_items cut into n <= CHUNKS_MAX chunks of `step` items (the last may be shorter). */
+struct chunks {
+    int64_t n_items, step;
+    int n;
+};
+
+/* step is at least min_step, and a multiple of it. */
+static inline struct chunks chunks_make(int64_t n_items, int64_t min_step)
+{
+    int64_t step = ceil_div(ceil_div(n_items, CHUNKS_MAX), min_step) * min_step;
+
+    step = max_i64(step, min_step);
+    return (struct chunks){n_items, step, (int)ceil_div(n_items, step)};
+}
+
+static inline int64_t chunk_first(const struct chunks *c, int k)
+{
+    return k * c->step;
+}
+static inline int64_t chunk_end(const struct chunks *c, int k)
+{
+    return min_i64((k + 1) * c->step, c->n_items);
+}
+
+static inline bool acc_bit(const struct op_call *c, int input)
+{
+    return (c->acc >> input) & 1;
+}
+
+/* dst = src, or dst += src; n floats. */
+void cpu_copy_or_add(float *dst, const float *src, int64_t n, bool add);
+
+/* c (m,n) = op(a)·op(b) + beta·c, row-major, ta/tb 'N' or 'T', op(a) (m,k), op(b) (k,n); the same bits for
+ * every number of threads. Any of m, n, k may be 0. */
+int cpu_gemm(char ta, char tb, int64_t m, int64_t n, int64_t k, const float *a, int64_t lda, const float *b,
+             int64_t ldb, float beta, float *c, int64_t ldc, struct err *e);
+
+/* Multipliers of dropout: keep[j] = 1/(1-p) or 0 for elements first … first+n-1 of one sample; key and the
+ * last three counter words are given. Draws are those of philox.h, so a mask depends on what it is drawn for
+ * only. */
+struct dropout_site {
+    struct philox_key key;
+    uint32_t threshold;
+    float scale; /* 1/(1-p); 0 when p = 1 */
+    uint32_t step;
+};
+struct dropout_site dropout_site_make(const struct step_ctx *step, uint32_t stream, float p);
+void dropout_keep(const struct dropout_site *s, uint32_t sample, uint32_t sub, int64_t first, int64_t n,
+                  float *keep);
+
+extern const struct flat_ops cpu_flat_ops;
+
+#define KERNEL_PREPARE(name)                                                                                 \
+    int cpu_##name##_prepare(struct backend *be, const struct node *n, struct op_prep *p, struct err *e)
+#define KERNEL_FORWARD(name) int cpu_##name##_forward(const struct op_call *c, struct err *e)
+#define KERNEL_BACKWARD(name) int cpu_##name##_backward(const struct op_call *c, struct err *e)
+
+/* cpu_conv.c: what looks at pixels */
+KERNEL_PREPARE(conv2d);
+void cpu_conv2d_release(void *state);
+KERNEL_FORWARD(conv2d);
+KERNEL_BACKWARD(conv2d);
+KERNEL_PREPARE(maxpool);
+KERNEL_FORWARD(maxpool);
+KERNEL_BACKWARD(maxpool);
+KERNEL_FORWARD(mean_spatial);
+KERNEL_BACKWARD(mean_spatial);
+KERNEL_FORWARD(shortcut_pad);
+KERNEL_BACKWARD(shortcut_pad);
+/* cpu_norm.c */
+KERNEL_PREPARE(bn_stats);
+KERNEL_FORWARD(bn_stats);
+KERNEL_BACKWARD(bn_stats);
+KERNEL_PREPARE(bn_apply);
+KERNEL_FORWARD(bn_apply);
+KERNEL_BACKWARD(bn_apply);
+KERNEL_PREPARE(bn_infer);
+KERNEL_FORWARD(bn_infer);
+KERNEL_PREPARE(layernorm);
+KERNEL_FORWARD(layernorm);
+KERNEL_BACKWARD(layernorm);
+/* cpu_gemm.c */
+KERNEL_FORWARD(linear);
+KERNEL_BACKWARD(linear);
+/* cpu_attention.c */
+KERNEL_PREPARE(attention);
+KERNEL_FORWARD(attention);
+KERNEL_BACKWARD(attention);
+/* cpu_elem.c */
+KERNEL_FORWARD(act);
+KERNEL_BACKWARD(act);
+KERNEL_FORWARD(add);
+KERNEL_BACKWARD(add);
+KERNEL_FORWARD(dropout);
+KERNEL_BACKWARD(dropout);
+KERNEL_FORWARD(concat_rows);
+KERNEL_BACKWARD(concat_rows);
+KERNEL_FORWARD(slice_rows);
+KERNEL_BACKWARD(slice_rows);
+/* cpu_loss.c */
+KERNEL_PREPARE(softmax_xent);
+KERNEL_FORWARD(softmax_xent);
+KERNEL_BACKWARD(softmax_xent);
+
+#endif

@@ -1,0 +1,98 @@
+/* cpu_simd - sixteen floats at a time in GNU C's vector types (one cache line; one AVX-512 register, two of
+ * AVX, four of SSE: the compiler splits them), and exp and erf written so that a plain loop over them
+ * vectorises.
+ *
+ * Vectors are passed by pointer: by value their calling convention would depend on the instruction set.
+ */
+#ifndef BACKEND_CPU_SIMD_H
+#define BACKEND_CPU_SIMD_H
+
+#include <stdint.h>
+#include <string.h>
+
+enum { VLEN = 16 };
+
+typedef float v16 __attribute__((vector_size(64)));
+typedef float v16_unaligned __attribute__((vector_size(64), aligned(4), may_alias));
+typedef int32_t v16i __attribute__((vector_size(64)));
+
+#define ALWAYS_INLINE inline __attribute__((always_inline))
+
+/* The first w <= 16 lanes from p; the others are 0. Called with a constant w = 16 this is one load. */
+static ALWAYS_INLINE void v16_load(v16 *v, const float *p, int w)
+{
+    if (w == VLEN) {
+        *v = *(const v16_unaligned *)p;
+    } else {
+        *v = (v16){0};
+        for (int i = 0; i < w; i++)
+            (*v)[i] = p[i];
+    }
+}
+
+static ALWAYS_INLINE void v16_store(float *p, const v16 *v, int w)
+{
+    if (w == VLEN)
+        *(v16_unaligned *)p = *v;
+    else
+        for (int i = 0; i < w; i++)
+            p[i] = (*v)[i];
+}
+
+/* v where sign > 0, else 0. NaN in sign gives 0. */
+static ALWAYS_INLINE void v16_mask_positive(v16 *v, const v16 *sign)
+{
+    *v = (v16)((v16i)*v & (*sign > (v16){0}));
+}
+
+/* max(v, 0); a NaN stays one. */
+static ALWAYS_INLINE void v16_relu(v16 *v)
+{
+    *v = (v16)((v16i)*v & ~(*v < (v16){0}));
+}
+
+/* e^x for x <= 88, within 2 ulp; 0 below -87.3 (no denormal results); NaN for NaN. */
+static ALWAYS_INLINE float simd_expf(float x)
+{
+    float shifted =
+        x * 1.44269504088896341f + 12582912.0f; /* 1.5·2^23: the low bits of the sum are round(x/ln 2) */
+    float n = shifted - 12582912.0f;
+    float r = x - n * 0.693359375f;
+    uint32_t bits;
+    float two_n, p;
+
+    r = r - n * -2.12194440e-4f;
+    memcpy(&bits, &shifted, sizeof(bits));
+    bits = (bits << 23) + 0x3F800000u;
+    memcpy(&two_n, &bits, sizeof(two_n));
+    p = 1.9875691500e-4f;
+    p = p * r + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    p = (p * r * r + r + 1.0f) * two_n;
+    return x < -87.3f ? 0.0f : p;
+}
+
+/* erf(x), absolute error below 5e-7: a rational function in x² on [-4, 4], beyond which erf is ±1 in fp32. */
+static ALWAYS_INLINE float simd_erff(float x)
+{
+    float c = x > 4.0f ? 4.0f : x < -4.0f ? -4.0f : x;
+    float s = c * c;
+    float p = -2.72614225801306e-10f, q = -1.45660718464996e-05f;
+
+    p = p * s + 2.77068142495902e-08f;
+    p = p * s + -2.10102402082508e-06f;
+    p = p * s + -5.69250639462346e-05f;
+    p = p * s + -7.34990630326855e-04f;
+    p = p * s + -2.95459980854025e-03f;
+    p = p * s + -1.60960333262415e-02f;
+    q = q * s + -2.13374055278905e-04f;
+    q = q * s + -1.68282697438203e-03f;
+    q = q * s + -7.37332916720468e-03f;
+    q = q * s + -1.42647390514189e-02f;
+    return c * p / q;
+}
+
+#endif

@@ -1,0 +1,51 @@
+/* dn - the thin wrapper of oneDNN: dn.c is the only file that includes its header, so what changed between
+ * its versions 2 and 3 is settled in one place.
+ *
+ * Convolutions are fp32, direct, NHWC; weights are plain (Co, Ci/groups, k, k) in and out. oneDNN wants
+ * weights in layouts of its own, different for forward and for each backward: they are reordered in every
+ * call, through scratch. Primitives and memory objects are made once; a call only sets addresses.
+ */
+#ifndef BACKEND_CPU_DN_H
+#define BACKEND_CPU_DN_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include "common/err.h"
+
+struct dn;
+struct dn_conv;
+
+struct dn_conv_shape {
+    int64_t n, h, w, ci; /* x (n,h,w,ci) */
+    int64_t ho, wo, co;  /* y (n,ho,wo,co) */
+    int64_t groups, kernel, stride, pad;
+};
+
+struct dn *dn_create(struct err *e);
+void dn_destroy(struct dn *d); /* after all its convolutions */
+
+/* What a convolution is asked to do later. */
+enum { DN_FORWARD = 1, DN_BACKWARD_DATA = 2, DN_BACKWARD_WEIGHTS = 4 };
+
+/* n, ho, wo >= 1. `passes` is a set of DN_*; calling a pass that is not in it is our bug. */
+struct dn_conv *dn_conv_create(struct dn *d, const struct dn_conv_shape *s, unsigned passes, struct err *e);
+void dn_conv_destroy(struct dn_conv *c);
+
+/* Bytes that each call needs at `scratch`, aligned to 64. */
+size_t dn_conv_scratch_bytes(const struct dn_conv *c);
+
+int dn_conv_forward(struct dn_conv *c, const float *x, const float *w, float *y, void *scratch,
+                    struct err *e);
+/* dx is defined. */
+int dn_conv_backward_data(struct dn_conv *c, const float *dy, const float *w, float *dx, void *scratch,
+                          struct err *e);
+/* *dw is set to the gradient, plain: somewhere in scratch. */
+int dn_conv_backward_weights(struct dn_conv *c, const float *x, const float *dy, void *scratch,
+                             const float **dw, struct err *e);
+
+/* c (m,n) = alpha·op(a)·op(b) + beta·c, row-major; m, n, k >= 1. */
+int dn_sgemm(char ta, char tb, int64_t m, int64_t n, int64_t k, float alpha, const float *a, int64_t lda,
+             const float *b, int64_t ldb, float beta, float *c, int64_t ldc, struct err *e);
+
+#endif
