@@ -178,12 +178,10 @@ KERNEL_FORWARD(attention)
         return -1;
     const int64_t n_tiles = ceil_div(a.n, a.T);
 
-#pragma omp parallel for schedule(static) num_threads(cpu_of(c->state)->n_threads)
+#pragma omp parallel for schedule(static) num_threads(cpu_of(c->state)->n_threads) reduction(| : failed)
     for (int64_t k = 0; k < a.h * n_tiles; k++) {
-        if (forward_tile(&a, k / n_tiles, k % n_tiles * a.T, thread_scratch(c), c->out) < 0) {
-#pragma omp atomic write
+        if (forward_tile(&a, k / n_tiles, k % n_tiles * a.T, thread_scratch(c), c->out) < 0)
             failed = 1;
-        }
     }
     return failed ? err_set(e, "attention: a matrix product failed") : 0;
 }
@@ -261,13 +259,11 @@ KERNEL_BACKWARD(attention)
             memset(g.dkv, 0, (size_t)(2 * a.N * a.C) * sizeof(*g.dkv));
         return 0;
     }
-#pragma omp parallel for schedule(static) num_threads(cpu_of(c->state)->n_threads)
+#pragma omp parallel for schedule(static) num_threads(cpu_of(c->state)->n_threads) reduction(| : failed)
     for (int64_t head = 0; head < a.h; head++) {
         for (int64_t r0 = 0; r0 < a.n; r0 += a.T) {
-            if (backward_tile(&a, &g, head, r0, thread_scratch(c)) < 0) {
-#pragma omp atomic write
+            if (backward_tile(&a, &g, head, r0, thread_scratch(c)) < 0)
                 failed = 1;
-            }
         }
     }
     return failed ? err_set(e, "attention: a matrix product failed") : 0;

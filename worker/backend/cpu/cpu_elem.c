@@ -39,9 +39,10 @@ static void act_range(enum act_kind kind, const float *restrict x, float *restri
     }
 }
 
-/* One chunk of backward: dx = dy·f'(x), or dx += …. */
-static void act_grad_range(enum act_kind kind, const float *restrict x, const float *restrict dy,
-                           float *restrict dx, int64_t n, bool add)
+/* One chunk of backward: dx = dy·f'(x), or dx += …. Called with a constant `add`, so that the loops
+ * vectorise. */
+static ALWAYS_INLINE void act_grad_loop(enum act_kind kind, const float *restrict x, const float *restrict dy,
+                                        float *restrict dx, int64_t n, bool add)
 {
     if (kind == ACT_RELU) {
         for (int64_t i = 0; i < n; i++)
@@ -54,6 +55,15 @@ static void act_grad_range(enum act_kind kind, const float *restrict x, const fl
             dx[i] = (add ? dx[i] : 0.0f) + (cdf + x[i] * pdf) * dy[i];
         }
     }
+}
+
+static void act_grad_range(enum act_kind kind, const float *x, const float *dy, float *dx, int64_t n,
+                           bool add)
+{
+    if (add)
+        act_grad_loop(kind, x, dy, dx, n, true);
+    else
+        act_grad_loop(kind, x, dy, dx, n, false);
 }
 
 KERNEL_FORWARD(act)
@@ -150,6 +160,18 @@ struct dropout_site dropout_site_make(const struct step_ctx *step, uint32_t stre
     return s;
 }
 
+/* keep[i] for the draws u[i], i < n. */
+static ALWAYS_INLINE void keep_of(const struct dropout_site *s, const uint32_t *u, int64_t n,
+                                  float *restrict keep)
+{
+    const uint32_t threshold = s->threshold;
+    const float scale = s->scale;
+
+#pragma omp simd
+    for (int64_t i = 0; i < n; i++)
+        keep[i] = u[i] < threshold ? 0.0f : scale;
+}
+
 void dropout_keep(const struct dropout_site *s, uint32_t sample, uint32_t sub, int64_t first, int64_t n,
                   float *keep)
 {
@@ -160,8 +182,10 @@ void dropout_keep(const struct dropout_site *s, uint32_t sample, uint32_t sub, i
         int64_t skip = at % 4, take = min_i64(DRAWS - skip, n - j);
 
         draw(s->key, (uint32_t)(at / 4), sample, s->step, sub, u);
-        for (int64_t i = 0; i < take; i++)
-            keep[j + i] = u[skip + i] < s->threshold ? 0.0f : s->scale;
+        if (take == DRAWS)
+            keep_of(s, u, DRAWS, keep + j);
+        else
+            keep_of(s, u + skip, take, keep + j);
         j += take;
     }
 }

@@ -33,17 +33,15 @@ int cpu_gemm(char ta, char tb, int64_t m, int64_t n, int64_t k, const float *a, 
         gemm_empty(m, n, beta, c, ldc);
         return 0;
     }
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(static) reduction(| : failed)
     for (int64_t t = 0; t < mb * nb; t++) {
         int64_t i = t / nb * BLOCK_M, j = t % nb * BLOCK_N;
         const float *ai = a + (ta == 'N' ? i * lda : i);
         const float *bj = b + (tb == 'N' ? j : j * ldb);
 
         if (dn_sgemm(ta, tb, min_i64(BLOCK_M, m - i), min_i64(BLOCK_N, n - j), k, 1.0f, ai, lda, bj, ldb,
-                     beta, c + i * ldc + j, ldc, NULL) < 0) {
-#pragma omp atomic write
+                     beta, c + i * ldc + j, ldc, NULL) < 0)
             failed = 1;
-        }
     }
     return failed
                ? err_set(e, "cpu: sgemm of %lld×%lld×%lld failed", (long long)m, (long long)n, (long long)k)

@@ -19,7 +19,10 @@
 #include "worker/backend/cpu/cpu_internal.h"
 #include "worker/backend/cpu/cpu_simd.h"
 
-enum { SUM_ROWS = 64, LN_ROWS = 32 };
+enum {
+    SUM_ROWS = 64,
+    LN_ROWS = 32,
+};
 
 static struct chunks row_chunks(struct shape s)
 {
@@ -28,36 +31,40 @@ static struct chunks row_chunks(struct shape s)
 
 /* ------------------------------------------------------------------ statistics */
 
-/* s1 += Σ(x-pivot), s2 += Σ(x-pivot)² over a block of rows × w channels. Two sums each hide the latency of an
- * add. */
-static ALWAYS_INLINE void stats_block(const float *x, int64_t rows, int64_t ld, int w, const float *pivot,
-                                      double *s1, double *s2)
+/* s1 += Σ(x-pivot), s2 += Σ(x-pivot)² over a block. Two sums each hide the latency of an addition. */
+static ALWAYS_INLINE void stats_block(const float *x, int64_t rows, int64_t ld, const float *pivot,
+                                      double *s1, double *s2, int nv, int w)
 {
-    v16 k, v, u, a = {0}, b = {0}, qa = {0}, qb = {0};
+    v16 k[WIDE], a[WIDE], b[WIDE], qa[WIDE], qb[WIDE], v;
     int64_t r = 0;
 
-    v16_load(&k, pivot, w);
+    for (int i = 0; i < nv; i++) {
+        v16_load(&k[i], pivot + i * VLEN, w);
+        a[i] = b[i] = qa[i] = qb[i] = (v16){0};
+    }
     for (; r + 1 < rows; r += 2, x += 2 * ld) {
-        v16_load(&v, x, w);
-        v16_load(&u, x + ld, w);
-        v -= k;
-        u -= k;
-        a += v;
-        b += u;
-        qa += v * v;
-        qb += u * u;
+        for (int i = 0; i < nv; i++) {
+            v16_load(&v, x + i * VLEN, w);
+            v -= k[i];
+            a[i] += v;
+            qa[i] += v * v;
+            v16_load(&v, x + ld + i * VLEN, w);
+            v -= k[i];
+            b[i] += v;
+            qb[i] += v * v;
+        }
     }
-    if (r < rows) {
-        v16_load(&v, x, w);
-        v -= k;
-        a += v;
-        qa += v * v;
-    }
-    a += b;
-    qa += qb;
-    for (int l = 0; l < w; l++) {
-        s1[l] += (double)a[l];
-        s2[l] += (double)qa[l];
+    for (int i = 0; i < nv; i++) {
+        if (r < rows) {
+            v16_load(&v, x + i * VLEN, w);
+            v -= k[i];
+            a[i] += v;
+            qa[i] += v * v;
+        }
+        a[i] += b[i];
+        qa[i] += qb[i];
+        add_lanes(s1 + i * VLEN, &a[i], w);
+        add_lanes(s2 + i * VLEN, &qa[i], w);
     }
 }
 
@@ -69,12 +76,9 @@ static void stats_chunk(const float *x, int64_t r0, int64_t r1, int64_t C, doubl
 
     memset(part, 0, (size_t)(2 * C) * sizeof(*part));
     for (int64_t r = r0; r < r1; r += SUM_ROWS) {
-        int64_t rows = min_i64(SUM_ROWS, r1 - r), j = 0;
+        const int64_t rows = min_i64(SUM_ROWS, r1 - r);
 
-        for (; j + VLEN <= C; j += VLEN)
-            stats_block(x + r * C + j, rows, C, VLEN, pivot + j, part + j, part + C + j);
-        if (j < C)
-            stats_block(x + r * C + j, rows, C, (int)(C - j), pivot + j, part + j, part + C + j);
+        FOR_CHANNEL_BLOCKS(j, C, stats_block, x + r * C + j, rows, C, pivot + j, part + j, part + C + j);
     }
     for (int64_t j = 0; j < C; j++) {
         double k = pivot[j], s1 = part[j], s2 = part[C + j];
@@ -117,28 +121,36 @@ KERNEL_FORWARD(bn_stats)
     return 0;
 }
 
-/* dx = or += a + b·(x - pivot) for a block of rows × w channels; a, b from the gradient of the sums. */
-static ALWAYS_INLINE void stats_grad_block(const float *x, float *dx, int64_t rows, int64_t ld, int w,
-                                           const float *pivot, const double *d1, const double *d2, bool add)
+/* dx = or += a + b·(x - pivot) for a block; a, b from the gradient of the sums. */
+static ALWAYS_INLINE void stats_grad_block(const float *x, float *dx, int64_t rows, int64_t ld,
+                                           const float *pivot, const double *d1, const double *d2, bool add,
+                                           int nv, int w)
 {
-    float ta[VLEN] = {0}, tb[VLEN] = {0};
-    v16 a, b, k, v, old;
+    v16 a[WIDE], b[WIDE], k[WIDE], v, old;
 
-    for (int l = 0; l < w; l++) {
-        ta[l] = (float)(d1[l] + 2 * pivot[l] * d2[l]);
-        tb[l] = (float)(2 * d2[l]);
-    }
-    v16_load(&a, ta, VLEN);
-    v16_load(&b, tb, VLEN);
-    v16_load(&k, pivot, w);
-    for (int64_t r = 0; r < rows; r++, x += ld, dx += ld) {
-        v16_load(&v, x, w);
-        v = a + b * (v - k);
-        if (add) {
-            v16_load(&old, dx, w);
-            v += old;
+    for (int i = 0; i < nv; i++) {
+        float ta[VLEN] = {0}, tb[VLEN] = {0};
+
+        for (int l = 0; l < w; l++) {
+            int j = i * VLEN + l;
+
+            ta[l] = (float)(d1[j] + 2 * pivot[j] * d2[j]);
+            tb[l] = (float)(2 * d2[j]);
         }
-        v16_store(dx, &v, w);
+        v16_load(&a[i], ta, VLEN);
+        v16_load(&b[i], tb, VLEN);
+        v16_load(&k[i], pivot + i * VLEN, w);
+    }
+    for (int64_t r = 0; r < rows; r++, x += ld, dx += ld) {
+        for (int i = 0; i < nv; i++) {
+            v16_load(&v, x + i * VLEN, w);
+            v = a[i] + b[i] * (v - k[i]);
+            if (add) {
+                v16_load(&old, dx + i * VLEN, w);
+                v += old;
+            }
+            v16_store(dx + i * VLEN, &v, w);
+        }
     }
 }
 
@@ -158,12 +170,10 @@ KERNEL_BACKWARD(bn_stats)
 #pragma omp parallel for schedule(static)
     for (int k = 0; k < ch.n; k++) {
         for (int64_t r = chunk_first(&ch, k), end = chunk_end(&ch, k); r < end; r += SUM_ROWS) {
-            int64_t rows = min_i64(SUM_ROWS, end - r), at = r * C, j = 0;
+            const int64_t rows = min_i64(SUM_ROWS, end - r), at = r * C;
 
-            for (; j + VLEN <= C; j += VLEN)
-                stats_grad_block(x + at + j, dx + at + j, rows, C, VLEN, x + j, d1 + j, d2 + j, add);
-            if (j < C)
-                stats_grad_block(x + at + j, dx + at + j, rows, C, (int)(C - j), x + j, d1 + j, d2 + j, add);
+            FOR_CHANNEL_BLOCKS(j, C, stats_grad_block, x + at + j, dx + at + j, rows, C, x + j, d1 + j,
+                               d2 + j, add);
         }
     }
     return 0;
@@ -183,6 +193,11 @@ static struct bn_coef coef_at(void *scratch, int64_t C)
     return (struct bn_coef){f, f + C, f + 2 * C};
 }
 
+static struct bn_coef coef_from(const struct bn_coef *k, int64_t j)
+{
+    return (struct bn_coef){k->mean + j, k->scale + j, k->shift + j};
+}
+
 static size_t coef_bytes(int64_t C)
 {
     return align_up((size_t)(3 * C) * sizeof(float));
@@ -195,28 +210,29 @@ static void moments(const double *sums, int64_t C, int64_t j, double count, doub
     *var = fmax(sums[C + j] / count - *mean * *mean, 0);
 }
 
-static void apply_block(const float *x, const float *res, float *y, int64_t rows, int64_t ld, int w,
-                        const struct bn_coef *k, int64_t j, bool relu) __attribute__((always_inline));
-
-static inline void apply_block(const float *x, const float *res, float *y, int64_t rows, int64_t ld, int w,
-                               const struct bn_coef *k, int64_t j, bool relu)
+/* k is at the block's first channel. */
+static ALWAYS_INLINE void apply_block(const float *x, const float *res, float *y, int64_t rows, int64_t ld,
+                                      struct bn_coef k, bool relu, int nv, int w)
 {
-    v16 mean, scale, shift, v, t;
+    v16 mean[WIDE], scale[WIDE], shift[WIDE], v, t;
 
-    v16_load(&mean, k->mean + j, w);
-    v16_load(&scale, k->scale + j, w);
-    v16_load(&shift, k->shift + j, w);
-    for (int64_t r = 0; r < rows; r++, x += ld, y += ld) {
-        v16_load(&v, x, w);
-        v = (v - mean) * scale + shift;
-        if (res) {
-            v16_load(&t, res, w);
-            res += ld;
-            v += t;
+    for (int i = 0; i < nv; i++) {
+        v16_load(&mean[i], k.mean + i * VLEN, w);
+        v16_load(&scale[i], k.scale + i * VLEN, w);
+        v16_load(&shift[i], k.shift + i * VLEN, w);
+    }
+    for (int64_t r = 0; r < rows * ld; r += ld) {
+        for (int i = 0; i < nv; i++) {
+            v16_load(&v, x + r + i * VLEN, w);
+            v = (v - mean[i]) * scale[i] + shift[i];
+            if (res) {
+                v16_load(&t, res + r + i * VLEN, w);
+                v += t;
+            }
+            if (relu)
+                v16_relu(&v);
+            v16_store(y + r + i * VLEN, &v, w);
         }
-        if (relu)
-            v16_relu(&v);
-        v16_store(y, &v, w);
     }
 }
 
@@ -233,13 +249,10 @@ static void apply_all(const struct op_call *c, const struct bn_coef *k, const fl
 #pragma omp parallel for schedule(static)
     for (int q = 0; q < ch.n; q++) {
         for (int64_t r = chunk_first(&ch, q), end = chunk_end(&ch, q); r < end; r += SUM_ROWS) {
-            int64_t rows = min_i64(SUM_ROWS, end - r), at = r * C, j = 0;
+            const int64_t rows = min_i64(SUM_ROWS, end - r), at = r * C;
 
-            for (; j + VLEN <= C; j += VLEN)
-                apply_block(x + at + j, res ? res + at + j : NULL, y + at + j, rows, C, VLEN, k, j, relu);
-            if (j < C)
-                apply_block(x + at + j, res ? res + at + j : NULL, y + at + j, rows, C, (int)(C - j), k, j,
-                            relu);
+            FOR_CHANNEL_BLOCKS(j, C, apply_block, x + at + j, res ? res + at + j : NULL, y + at + j, rows, C,
+                               coef_from(k, j), relu);
         }
     }
 }
@@ -313,44 +326,55 @@ struct bn_grad {
     int64_t C;
 };
 
-/* g = dy where y > 0; dres and dx from g; s1 += Σg, s2 += Σ g·(x - mean). `at` is the block's first element.
- */
-static ALWAYS_INLINE void apply_grad_block(const struct bn_grad *b, int64_t at, int64_t rows, int64_t j,
-                                           int w, double *s1, double *s2)
+/* dst = v, or dst += v. */
+static ALWAYS_INLINE void store_or_add(float *dst, v16 *v, bool add, int w)
 {
-    v16 mean, scale, g, t, a = {0}, q = {0};
+    v16 old;
 
-    v16_load(&mean, b->k.mean + j, w);
-    v16_load(&scale, b->k.scale + j, w);
+    if (add) {
+        v16_load(&old, dst, w);
+        *v += old;
+    }
+    v16_store(dst, v, w);
+}
+
+/* g = dy where y > 0; dres and dx from g; s1 += Σg, s2 += Σ g·(x - mean). `at` is the block's first element,
+ * j its first channel. */
+static ALWAYS_INLINE void apply_grad_block(const struct bn_grad *b, int64_t at, int64_t rows, int64_t j,
+                                           double *s1, double *s2, int nv, int w)
+{
+    v16 mean[WIDE], scale[WIDE], a[WIDE], q[WIDE], g, t;
+
+    for (int i = 0; i < nv; i++) {
+        v16_load(&mean[i], b->k.mean + j + i * VLEN, w);
+        v16_load(&scale[i], b->k.scale + j + i * VLEN, w);
+        a[i] = q[i] = (v16){0};
+    }
     for (int64_t r = 0; r < rows; r++, at += b->C) {
-        v16_load(&g, b->dy + at, w);
-        if (b->y) {
-            v16_load(&t, b->y + at, w);
-            v16_mask_positive(&g, &t);
-        }
-        v16_load(&t, b->x + at, w);
-        a += g;
-        q += g * (t - mean);
-        if (b->dres) {
-            t = g;
-            if (b->add_dres) {
-                v16_load(&t, b->dres + at, w);
-                t += g;
+        for (int i = 0; i < nv; i++) {
+            const int64_t p = at + i * VLEN;
+
+            v16_load(&g, b->dy + p, w);
+            if (b->y) {
+                v16_load(&t, b->y + p, w);
+                v16_mask_positive(&g, &t);
             }
-            v16_store(b->dres + at, &t, w);
-        }
-        if (b->dx) {
-            g *= scale;
-            if (b->add_dx) {
-                v16_load(&t, b->dx + at, w);
-                g += t;
+            v16_load(&t, b->x + p, w);
+            a[i] += g;
+            q[i] += g * (t - mean[i]);
+            if (b->dres) {
+                t = g;
+                store_or_add(b->dres + p, &t, b->add_dres, w);
             }
-            v16_store(b->dx + at, &g, w);
+            if (b->dx) {
+                g *= scale[i];
+                store_or_add(b->dx + p, &g, b->add_dx, w);
+            }
         }
     }
-    for (int l = 0; l < w; l++) {
-        s1[l] += (double)a[l];
-        s2[l] += (double)q[l];
+    for (int i = 0; i < nv; i++) {
+        add_lanes(s1 + i * VLEN, &a[i], w);
+        add_lanes(s2 + i * VLEN, &q[i], w);
     }
 }
 
@@ -360,12 +384,9 @@ static void apply_grad_chunk(const struct bn_grad *b, int64_t r0, int64_t r1, do
 
     memset(part, 0, (size_t)(2 * C) * sizeof(*part));
     for (int64_t r = r0; r < r1; r += SUM_ROWS) {
-        int64_t rows = min_i64(SUM_ROWS, r1 - r), j = 0;
+        const int64_t rows = min_i64(SUM_ROWS, r1 - r);
 
-        for (; j + VLEN <= C; j += VLEN)
-            apply_grad_block(b, r * C + j, rows, j, VLEN, part + j, part + C + j);
-        if (j < C)
-            apply_grad_block(b, r * C + j, rows, j, (int)(C - j), part + j, part + C + j);
+        FOR_CHANNEL_BLOCKS(j, C, apply_grad_block, b, r * C + j, rows, j, part + j, part + C + j);
     }
 }
 

@@ -95,4 +95,36 @@ static ALWAYS_INLINE float simd_erff(float x)
     return c * p / q;
 }
 
+/* How many vectors side by side a loop over rows and channels takes: a longer run of memory at a time, where
+ * the registers are enough. */
+#ifdef __AVX512F__
+enum { WIDE = 4 };
+#else
+enum { WIDE = 1 };
+#endif
+
+/* Calls f(…, nv, w) for blocks of nv vectors × w lanes from channel j = 0 to C: first wide ones, then single
+ * vectors, then what is left. f is always_inline: each call has constants for nv and, but for the last, for
+ * w. */
+#define FOR_CHANNEL_BLOCKS(j, C, f, ...)                                                                     \
+    do {                                                                                                     \
+        int64_t j = 0;                                                                                       \
+        for (; j + WIDE * VLEN <= (C); j += WIDE * VLEN)                                                     \
+            f(__VA_ARGS__, WIDE, VLEN);                                                                      \
+        for (; j + VLEN <= (C); j += VLEN)                                                                   \
+            f(__VA_ARGS__, 1, VLEN);                                                                         \
+        if (j < (C))                                                                                         \
+            f(__VA_ARGS__, 1, (int)((C)-j));                                                                 \
+    } while (0)
+
+/* sum += v, lane by lane, in fp64. */
+static ALWAYS_INLINE void add_lanes(double *sum, const v16 *v, int w)
+{
+    float f[VLEN];
+
+    v16_store(f, v, VLEN);
+    for (int l = 0; l < w; l++)
+        sum[l] += (double)f[l];
+}
+
 #endif

@@ -1,0 +1,37 @@
+/* result - result.json: how a run ended. Written once, atomically, when it ends for whatever reason.
+ *
+ * Throughput and timings are of this process: a resumed run counts what it did itself.
+ */
+#ifndef TRAIN_RESULT_H
+#define TRAIN_RESULT_H
+
+#include <cjson/cJSON.h>
+#include "worker/train/checkpoint.h"
+
+struct result {
+    const char *status; /* "succeeded" | "failed" | "stopped" */
+    const char *reason; /* a sentence; NULL when it succeeded */
+    const char *name, *task, *data_hash;
+    bool batchformer;
+    int world_size, threads_per_rank;
+    int64_t parameters; /* trained numbers, module included */
+    int64_t steps, n_steps, epochs, n_epochs;
+    double loss;                 /* of the last step; NaN: none */
+    double images_per_s;         /* training steps alone; NaN: none */
+    struct checkpoint_best best; /* validation */
+    const char *primary;         /* name of best.value: "top1" */
+    const cJSON *validation;     /* the last one; NULL: none. Borrowed */
+    const cJSON *eval;           /* the test set with the final weights; NULL: none. Borrowed */
+    struct {
+        double start_s; /* from program start to the first step; NaN: no step */
+        double train_s, eval_s, checkpoint_s, data_wait_s, total_s;
+    } timings;
+};
+
+/* The caller owns the document. */
+cJSON *result_to_json(const struct result *r);
+
+/* RUN/result.json */
+int result_write(const char *run_dir, const cJSON *result, struct err *e);
+
+#endif

@@ -1,0 +1,233 @@
+/* run - see run.h. */
+#include "worker/train/run.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+#include "common/clock.h"
+#include "common/fsutil.h"
+#include "worker/train/agree.h"
+#include "worker/train/host.h"
+#include "worker/train/rundir.h"
+#include "worker/train/trainer.h"
+
+enum { DONE_WAIT_MS = 5000 };
+
+struct run {
+    struct run_cfg cfg;
+    bool rank0, claimed;
+    char component[32];
+    struct log log, console;
+    struct backend *backend;
+    struct report *report;
+    struct trainer *trainer;
+    int n_threads;
+};
+
+enum run_exit run_exit_of(const struct err *e)
+{
+    switch (e->kind) {
+    case ERR_USAGE:
+    case ERR_SPEC:
+        return RUN_USAGE;
+    case ERR_PEER_LOST:
+        return RUN_PEER_LOST;
+    case ERR_INTERRUPTED:
+        return RUN_STOPPED;
+    default:
+        return RUN_FAILED;
+    }
+}
+
+/* Collective. */
+static int open_run_dir(struct run *r, struct err *e)
+{
+    const struct run_cfg *cfg = &r->cfg;
+    int rc = r->rank0 ? rundir_claim(cfg->run_dir, cfg->resume, cfg->resolved, e) : 0;
+
+    if (agree_outcome_rank0(cfg->comm, rc, e) < 0)
+        return -1;
+    r->claimed = true;
+    snprintf(r->component, sizeof r->component, "rank %d", cfg->comm->rank);
+    r->log = (struct log){.fd = rundir_open_log(cfg->run_dir, cfg->comm->rank, e), .component = r->component};
+    r->log.level = LOG_INFO;
+    return agree_outcome(cfg->comm, r->log.fd < 0 ? -1 : 0, e);
+}
+
+static int open_report(struct run *r, struct err *e)
+{
+    if (!r->rank0 || !report_wanted())
+        return 0;
+    r->report = report_create(&r->log, r->cfg.comm->size, e);
+    return r->report ? 0 : -1;
+}
+
+/* Collective. */
+static int open_machine(struct run *r, struct err *e)
+{
+    struct comm *comm = r->cfg.comm;
+
+    if (host_threads(comm, r->cfg.spec->resources.threads_per_rank, &r->n_threads, e) < 0)
+        return -1;
+    int rc = open_report(r, e);
+    if (rc == 0 && !(r->backend = r->cfg.backend(r->n_threads, e)))
+        rc = -1;
+    return agree_outcome(comm, rc, e);
+}
+
+/* Collective. */
+static int open_trainer(struct run *r, struct err *e)
+{
+    const struct run_cfg *cfg = &r->cfg;
+    struct trainer_cfg tc = {.spec = cfg->spec,
+                             .resolved = cfg->resolved,
+                             .comm = cfg->comm,
+                             .backend = r->backend,
+                             .task = cfg->task,
+                             .run_dir = cfg->run_dir,
+                             .resume = cfg->resume,
+                             .max_steps = cfg->max_steps,
+                             .dump = cfg->dump,
+                             .log = &r->log,
+                             .console = r->rank0 && !r->report ? &r->console : NULL,
+                             .report = r->report,
+                             .signal_fd = cfg->signal_fd,
+                             .start_ns = cfg->start_ns};
+
+    log_info(&r->log, "job \"%s\" (%s), version %s, %d ranks, %d threads a rank, pid %ld", cfg->spec->name,
+             cfg->task->name, BF_VERSION, cfg->comm->size, r->n_threads, (long)getpid());
+    r->trainer = trainer_create(&tc, e);
+    return r->trainer ? 0 : -1;
+}
+
+/* result.json and the last word to the coordinator. */
+static int write_result(struct run *r, const char *status, const char *reason, struct err *e)
+{
+    const struct run_cfg *cfg = &r->cfg;
+    struct result res = {.status = status,
+                         .reason = reason,
+                         .name = cfg->spec->name,
+                         .task = cfg->task->name,
+                         .primary = cfg->task->primary,
+                         .batchformer = cfg->spec->batchformer.enabled,
+                         .world_size = cfg->comm->size,
+                         .threads_per_rank = r->n_threads,
+                         .n_epochs = cfg->spec->train.epochs,
+                         .best = {-1, -1, 0},
+                         .loss = NAN,
+                         .images_per_s = NAN,
+                         .timings.start_s = NAN};
+
+    if (r->trainer)
+        trainer_result(r->trainer, &res);
+    res.timings.total_s = (double)(clock_mono_ns() - cfg->start_ns) / 1e9;
+    cJSON *doc = result_to_json(&res);
+    int rc = result_write(cfg->run_dir, doc, e);
+    if (r->report)
+        report_done(r->report, status, reason, doc, DONE_WAIT_MS);
+    cJSON_Delete(doc);
+    return rc;
+}
+
+static void say(struct run *r, enum log_level level, const char *text)
+{
+    if (r->claimed)
+        log_write(&r->log, level, "%s", text);
+    log_write(&r->console, level, "%s", text);
+}
+
+/* A failure that every rank knows: rank 0 tells it, others only log. */
+static enum run_exit fail_together(struct run *r, const struct err *e)
+{
+    struct err later = ERR_INIT;
+
+    if (r->rank0)
+        say(r, LOG_ERROR, e->msg);
+    else if (r->claimed)
+        log_error(&r->log, "%s", e->msg);
+    if (r->rank0 && r->claimed && write_result(r, "failed", e->msg, &later) < 0)
+        say(r, LOG_ERROR, later.msg);
+    comm_barrier(r->cfg.comm, NULL); /* nobody leaves before the result is written: see end_orderly() */
+    return run_exit_of(e);
+}
+
+/* A failure of this rank, or one that each rank finds for itself (a lost peer). The rank that caused it
+ * writes the result, because rank 0 will be killed in the middle of a collective; of a lost peer rank 0
+ * tells. */
+static enum run_exit fail_alone(struct run *r, struct err *e)
+{
+    struct err later = ERR_INIT;
+    bool tells = r->rank0 || e->kind != ERR_PEER_LOST;
+
+    if (r->cfg.comm->size > 1)
+        err_wrap(e, "rank %d", r->cfg.comm->rank);
+    if (tells)
+        say(r, LOG_ERROR, e->msg);
+    else
+        log_error(&r->log, "%s", e->msg);
+    if (tells && r->claimed && write_result(r, "failed", e->msg, &later) < 0)
+        say(r, LOG_ERROR, later.msg);
+    return run_exit_of(e);
+}
+
+/* After a run that came to an orderly end: all ranks stay until rank 0 has written the result, because a
+ * launcher ends all ranks when the first leaves with a status other than 0. */
+static enum run_exit end_orderly(struct run *r, enum trainer_outcome outcome, struct err *e)
+{
+    static const char *const paused = "reached --max-steps";
+    const char *status = outcome == TRAINER_SUCCEEDED ? "succeeded" : "stopped";
+    const char *reason = outcome == TRAINER_SUCCEEDED ? NULL : outcome == TRAINER_PAUSED ? paused : e->msg;
+    struct err later = ERR_INIT;
+    int rc = r->rank0 ? write_result(r, status, reason, &later) : 0;
+
+    if (r->rank0) {
+        char *line = xasprintf("%s%s%s", status, reason ? ": " : "", reason ? reason : "");
+        say(r, LOG_INFO, line);
+        free(line);
+    }
+    if (agree_outcome_rank0(r->cfg.comm, rc, &later) < 0) {
+        if (r->rank0)
+            say(r, LOG_ERROR, later.msg);
+        return run_exit_of(&later);
+    }
+    return outcome == TRAINER_STOPPED ? RUN_STOPPED : RUN_SUCCEEDED;
+}
+
+static enum run_exit run_all(struct run *r, bool *orderly)
+{
+    struct err e = ERR_INIT;
+
+    *orderly = true;
+    if (open_run_dir(r, &e) < 0 || open_machine(r, &e) < 0 || open_trainer(r, &e) < 0) {
+        *orderly = e.kind != ERR_PEER_LOST;
+        return *orderly ? fail_together(r, &e) : fail_alone(r, &e);
+    }
+    enum trainer_outcome outcome = trainer_run(r->trainer, &e);
+    if (outcome == TRAINER_FAILED_TOGETHER)
+        return fail_together(r, &e);
+    if (outcome != TRAINER_FAILED_ALONE)
+        return end_orderly(r, outcome, &e);
+    *orderly = false;
+    return fail_alone(r, &e);
+}
+
+enum run_exit run_job(const struct run_cfg *cfg, bool *orderly)
+{
+    struct run r = {.cfg = *cfg,
+                    .rank0 = cfg->comm->rank == 0,
+                    .log = {.fd = -1, .level = LOG_INFO, .component = "worker"},
+                    .console = {.fd = STDERR_FILENO, .level = LOG_INFO, .component = "batchformer-worker"}};
+    enum run_exit status = run_all(&r, orderly);
+
+    if (!*orderly)
+        return status; /* collectives may be in flight in what would be freed; the process ends now */
+    report_destroy(r.report);
+    trainer_destroy(r.trainer);
+    if (r.backend)
+        r.backend->ops->destroy(r.backend);
+    if (r.log.fd >= 0)
+        close(r.log.fd);
+    return status;
+}

@@ -1,0 +1,233 @@
+/* trainer - building a run and loading where it starts; see trainer.h. */
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+#include "common/clock.h"
+#include "common/fsutil.h"
+#include "worker/data/sampler.h"
+#include "worker/train/agree.h"
+#include "worker/train/trainer_impl.h"
+#include "worker/train/weights.h"
+
+enum { GRADIENT_BUCKET_BYTES = 8 << 20 };
+
+int trainer_together(struct trainer *t, int rc, const struct err *e)
+{
+    t->together = rc < 0 && e->kind != ERR_PEER_LOST;
+    return rc;
+}
+
+static int check_ranks(const struct trainer *t, struct err *e)
+{
+    int64_t batch = t->cfg.spec->train.batch_size;
+
+    if (t->cfg.comm->size > batch)
+        return err_set_kind(
+            e, ERR_SPEC,
+            "%d ranks for a mini-batch of %lld rows (/train/batch_size): at most %lld ranks are accepted",
+            t->cfg.comm->size, (long long)batch, (long long)batch);
+    return 0;
+}
+
+/* Task, training graph, parameters. */
+static int build_model(struct trainer *t, struct err *e)
+{
+    struct comm *comm = t->cfg.comm;
+    struct task_env env = {t->cfg.spec, comm, t->cfg.backend, t->params, t->cfg.log};
+    struct row_split rows = {.rank = comm->rank, .size = comm->size, .total = t->cfg.spec->train.batch_size};
+
+    if (!(t->task = t->cfg.task->create(&env, e)))
+        return -1;
+    for (int r = 0; r < comm->size; r++) {
+        int64_t first;
+        rows_of_rank(rows.total, r, comm->size, &first, &t->counts[r]);
+        if (r == comm->rank)
+            rows.first = first;
+    }
+    rows.counts = t->counts;
+    rows.local = t->counts[comm->rank];
+    t->graph = graph_create(t->params, &rows, true);
+    if (t->task->ops->build(t->task, t->graph, &t->built, e) < 0)
+        return err_wrap(e, "model");
+    if (params_finalize(t->params, t->cfg.spec->seed, e) < 0 || t->task->ops->set_constants(t->task, e) < 0)
+        return -1;
+    return 0;
+}
+
+static int build_programs(struct trainer *t, struct err *e)
+{
+    struct program_cfg cfg = {.backend = t->cfg.backend,
+                              .comm = t->cfg.comm,
+                              .loss = t->built.loss,
+                              .bucket_bytes = GRADIENT_BUCKET_BYTES};
+
+    if (!(t->program = program_compile(t->graph, &cfg, e)))
+        return -1;
+    return t->task->ops->prepare_eval(t->task, e);
+}
+
+/* Everything that a rank does alone; no collective in here. */
+static int build(struct trainer *t, struct err *e)
+{
+    if (check_ranks(t, e) < 0 || build_model(t, e) < 0 || build_programs(t, e) < 0)
+        return -1;
+    if (!(t->optim = optim_create(t->cfg.spec, t->params, e)))
+        return -1;
+    t->steps_per_epoch = t->task->ops->steps_per_epoch(t->task);
+    t->n_steps = t->cfg.spec->train.epochs * t->steps_per_epoch;
+    t->end_step = t->cfg.max_steps && t->cfg.max_steps < t->n_steps ? t->cfg.max_steps : t->n_steps;
+    schedule_init(&t->schedule, t->cfg.spec, t->steps_per_epoch);
+    t->data_hash = t->task->ops->fingerprint(t->task);
+    checkpoint_init(&t->checkpoint, t->cfg.run_dir, t->cfg.spec->checkpoint.keep);
+    t->checkpoint.spec = t->cfg.resolved;
+    t->checkpoint.data_hash = t->data_hash.s;
+    t->checkpoint.world_size = t->cfg.comm->size;
+    t->checkpoint.log = t->cfg.log;
+    return 0;
+}
+
+/* Rank 0: 1 when a checkpoint was loaded, 0 when the run starts from its initialisation, -1. */
+static int load_start(struct trainer *t, struct err *e)
+{
+    const struct task_ops *ops = t->task->ops;
+    const char *init = t->cfg.spec->init.weights;
+    int rc = t->cfg.resume ? checkpoint_load(&t->checkpoint, &t->at, t->params, t->optim->momentum, e) : 0;
+
+    if (rc != 0)
+        return rc;
+    t->at = (struct checkpoint_state){.best.epoch = -1, .best.step = -1};
+    if (*init)
+        return weights_load_init(init, t->params, ops->classifier(t->task), ops->train_only, t->cfg.log, e);
+    return 0;
+}
+
+static int broadcast_start(struct trainer *t, int *loaded, struct err *e)
+{
+    struct comm *comm = t->cfg.comm;
+    struct params *ps = t->params;
+    struct {
+        struct checkpoint_state at;
+        int loaded;
+    } start = {t->at, *loaded};
+
+    if (comm_broadcast(comm, &start, sizeof start, 0, e) < 0 ||
+        comm_broadcast(comm, ps->weights, ps->n_weights * sizeof(float), 0, e) < 0 ||
+        comm_broadcast(comm, ps->buffers, ps->n_buffers * sizeof(float), 0, e) < 0 ||
+        comm_broadcast(comm, t->optim->momentum, ps->n_weights * sizeof(float), 0, e) < 0)
+        return -1;
+    t->at = start.at;
+    *loaded = start.loaded;
+    return 0;
+}
+
+/* What the position rules out. The same on every rank. */
+static int check_position(const struct trainer *t, struct err *e)
+{
+    if (t->at.step > t->n_steps)
+        return err_set(
+            e, "the checkpoint is of step %lld, this job ends at step %lld (%lld epochs of %lld steps)",
+            (long long)t->at.step, (long long)t->n_steps, (long long)t->cfg.spec->train.epochs,
+            (long long)t->steps_per_epoch);
+    if (t->dump.step && (t->dump.step <= t->at.step || t->dump.step > t->end_step))
+        return err_set_kind(e, ERR_USAGE, "--dump-step: step %lld found, this run makes steps %lld to %lld",
+                            (long long)t->dump.step, (long long)t->at.step + 1, (long long)t->end_step);
+    return 0;
+}
+
+/* Collective. */
+static int find_start(struct trainer *t, struct err *e)
+{
+    int loaded = t->rank0 ? load_start(t, e) : 0;
+
+    if (agree_outcome_rank0(t->cfg.comm, loaded < 0 ? -1 : 0, e) < 0 || broadcast_start(t, &loaded, e) < 0 ||
+        check_position(t, e) < 0)
+        return -1;
+    if (loaded) {
+        t->checkpoint_step = t->at.step;
+        log_info(t->cfg.log, "going on from the checkpoint of step %lld", (long long)t->at.step);
+    } else if (t->cfg.resume) {
+        log_info(t->cfg.log, "no checkpoint to go on from: starting at step 0");
+    }
+    int rc = t->rank0 ? recorder_open(&t->recorder, t->cfg.run_dir, t->at.step, t->cfg.report, e) : 0;
+    t->recording = t->rank0;
+    return agree_outcome_rank0(t->cfg.comm, rc, e);
+}
+
+static void log_plan(const struct trainer *t)
+{
+    double mib = 1024.0 * 1024.0;
+
+    log_info(
+        t->cfg.log,
+        "%lld parameters; %lld steps an epoch, %lld in all; %lld of %lld rows of a mini-batch on this rank; "
+        "activations take %.1f MiB (%.1f without sharing)",
+        (long long)weights_count(t->params), (long long)t->steps_per_epoch, (long long)t->n_steps,
+        (long long)t->graph->rows.local, (long long)t->graph->rows.total,
+        (double)program_arena_bytes(t->program) / mib, (double)program_unshared_bytes(t->program) / mib);
+}
+
+struct trainer *trainer_create(const struct trainer_cfg *cfg, struct err *e)
+{
+    struct trainer *t = xcalloc(1, sizeof *t);
+
+    t->cfg = *cfg;
+    t->rank0 = cfg->comm->rank == 0;
+    t->dump = cfg->dump;
+    t->phase = "start";
+    t->loss = t->lr = t->images_per_s = NAN;
+    t->checkpoint_step = t->validated_step = -1;
+    t->params = params_create(cfg->backend);
+    t->counts = xcalloc((size_t)cfg->comm->size, sizeof *t->counts);
+    if (agree_outcome(cfg->comm, build(t, e), e) < 0 || find_start(t, e) < 0) {
+        trainer_destroy(t);
+        return NULL;
+    }
+    log_plan(t);
+    return t;
+}
+
+static double seconds(int64_t ns)
+{
+    return (double)ns / 1e9;
+}
+
+void trainer_result(const struct trainer *t, struct result *r)
+{
+    r->data_hash = t->data_hash.s;
+    r->parameters = weights_count(t->params);
+    r->steps = t->at.step;
+    r->n_steps = t->n_steps;
+    r->epochs = trainer_epoch(t);
+    r->n_epochs = t->cfg.spec->train.epochs;
+    r->loss = t->loss;
+    r->images_per_s = t->whole.ns ? (double)t->whole.images / seconds(t->whole.ns) : NAN;
+    r->best = t->at.best;
+    r->primary = t->task->ops->primary;
+    r->validation = t->validation;
+    r->eval = t->test;
+    r->timings.start_s = t->first_step_ns ? seconds(t->first_step_ns - t->cfg.start_ns) : NAN;
+    r->timings.train_s = seconds(t->whole.ns);
+    r->timings.eval_s = seconds(t->eval_ns);
+    r->timings.checkpoint_s = seconds(t->checkpoint_ns);
+    r->timings.data_wait_s = seconds(t->task->ops->data_wait_ns(t->task));
+}
+
+void trainer_destroy(struct trainer *t)
+{
+    if (!t)
+        return;
+    if (t->recording)
+        recorder_close(&t->recorder);
+    dump_free(&t->dump);
+    cJSON_Delete(t->validation);
+    cJSON_Delete(t->test);
+    checkpoint_free(&t->checkpoint);
+    optim_destroy(t->optim);
+    program_destroy(t->program);
+    graph_destroy(t->graph);
+    task_destroy(t->task);
+    params_destroy(t->params);
+    free(t->counts);
+    free(t);
+}

@@ -1,0 +1,62 @@
+/* trainer - one run: builds it, steps through it, evaluates, checkpoints.
+ *
+ * Life: trainer_create() builds everything and loads where to start from → trainer_run() goes on to the end,
+ * to max_steps, or to a request to stop → trainer_result() → trainer_destroy().
+ *
+ * One step: feed → forward → backward (which sums the gradients over the ranks) → vote → clip → optimiser →
+ * log, evaluate, checkpoint. The vote is one all-reduce of five doubles: the loss and how many ranks found it
+ * not finite, found the gradient not finite, were asked to stop, were asked for a checkpoint. Whatever a rank
+ * then does follows from the sums, so all ranks leave the loop at the same step.
+ *
+ * At one step the order is: metrics line → epoch line → validation → checkpoint. A checkpoint therefore
+ * covers all lines up to its step, and a run that goes on from it starts with the next.
+ *
+ * Failing. What can go wrong on one rank outside of the steps (files, memory, models) is agreed on and all
+ * ranks fail with the same message. What goes wrong on one rank inside a step leaves the others in a
+ * collective: that rank must then abort the communicator (TRAINER_FAILED_ALONE).
+ */
+#ifndef TRAIN_TRAINER_H
+#define TRAIN_TRAINER_H
+
+#include "worker/train/dump.h"
+#include "worker/train/report.h"
+#include "worker/train/result.h"
+#include "worker/train/task.h"
+
+struct trainer_cfg { /* all borrowed */
+    const struct jobspec *spec;
+    const cJSON *resolved; /* the spec with every default */
+    struct comm *comm;
+    struct backend *backend;
+    const struct task_ops *task;
+    const char *run_dir;
+    bool resume;
+    int64_t max_steps; /* 0: none */
+    struct dump dump;
+    const struct log *log;
+    const struct log *console; /* rank 0 without a coordinator: progress lines for a person; else NULL */
+    struct report *report;     /* rank 0 with a coordinator; else NULL */
+    int signal_fd;
+    int64_t start_ns; /* monotonic time at which the program started */
+};
+
+enum trainer_outcome {
+    TRAINER_SUCCEEDED,
+    TRAINER_PAUSED,          /* max_steps reached; a checkpoint is there */
+    TRAINER_STOPPED,         /* asked to stop; a checkpoint is there; *e says by whom */
+    TRAINER_FAILED_TOGETHER, /* *e is the same on every rank */
+    TRAINER_FAILED_ALONE,    /* other ranks do not know */
+};
+
+struct trainer;
+
+/* Collective. NULL on every rank with the same *e, except for kind ERR_PEER_LOST, which each rank finds
+ * alone. */
+struct trainer *trainer_create(const struct trainer_cfg *cfg, struct err *e);
+enum trainer_outcome trainer_run(struct trainer *t, struct err *e);
+
+/* Fills in what the trainer knows; pointers are borrowed from the trainer. */
+void trainer_result(const struct trainer *t, struct result *r);
+void trainer_destroy(struct trainer *t); /* NULL is legal */
+
+#endif

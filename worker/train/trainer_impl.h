@@ -1,0 +1,67 @@
+/* trainer_impl - what trainer.c builds and trainer_loop.c runs; private to the two. */
+#ifndef TRAIN_TRAINER_IMPL_H
+#define TRAIN_TRAINER_IMPL_H
+
+#include "worker/train/checkpoint.h"
+#include "worker/train/optim.h"
+#include "worker/train/recorder.h"
+#include "worker/train/schedule.h"
+#include "worker/train/trainer.h"
+
+/* Training alone: steps done, images of all ranks, time. */
+struct pace {
+    int64_t images, ns;
+};
+
+struct trainer {
+    struct trainer_cfg cfg;
+    bool rank0;
+
+    struct params *params;
+    struct task *task;
+    int64_t *counts; /* rows of the global mini-batch on each rank */
+    struct graph *graph;
+    struct task_graph built;
+    struct program *program;
+    struct optim *optim;
+    struct schedule schedule;
+    int64_t steps_per_epoch, n_steps, end_step; /* end_step: n_steps or max_steps */
+
+    struct hash_hex data_hash;
+    struct checkpoint checkpoint;
+    struct checkpoint_state at;
+    int64_t checkpoint_step; /* newest complete one; -1: none */
+
+    struct recorder recorder; /* rank 0 */
+    bool recording;           /* recorder is open */
+    struct dump dump;
+    int64_t console_ns; /* when the last line for a person was written */
+
+    const char *phase;
+    double loss, lr, images_per_s;      /* of the last logged step; NaN: none yet */
+    struct pace interval, epoch, whole; /* since the last logged step; in this epoch; in this process */
+    int64_t first_step_ns, eval_ns, checkpoint_ns, steps_done;
+    int64_t validated_step; /* step of `validation`; -1: none */
+    cJSON *validation, *test;
+    int stop_signal;        /* that this rank got; 0: none */
+    bool coordinator_stops; /* rank 0 */
+    bool together;          /* the failure being returned is known to all ranks */
+};
+
+/* Outcome of agree_*() for trainer_run(): notes that the failure, if any, is everyone's. */
+int trainer_together(struct trainer *t, int rc, const struct err *e);
+
+/* Epochs finished. */
+static inline int64_t trainer_epoch(const struct trainer *t)
+{
+    return t->at.step / t->steps_per_epoch;
+}
+
+/* Tells the coordinator where we are. */
+void trainer_progress(struct trainer *t, const char *phase);
+
+/* Evaluates a split, if it exists; writes a line when `record`. Collective. (trainer_eval.c) */
+int trainer_validate(struct trainer *t, bool record, struct err *e);
+int trainer_test(struct trainer *t, struct err *e);
+
+#endif

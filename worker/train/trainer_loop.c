@@ -1,0 +1,289 @@
+/* trainer_loop - the steps of a run; see trainer.h. */
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include "common/clock.h"
+#include "common/fsutil.h"
+#include "worker/train/agree.h"
+#include "worker/train/signals.h"
+#include "worker/train/trainer_impl.h"
+#include "worker/train/weights.h"
+
+enum { CONSOLE_EVERY_MS = 1000 };
+
+/* Sums over the ranks. Doubles hold counts exactly. */
+struct vote {
+    double loss;
+    double loss_not_finite, grad_not_finite, stop, checkpoint; /* ranks that say so */
+};
+
+static double pace_per_s(const struct pace *p)
+{
+    return p->ns > 0 ? (double)p->images * 1e9 / (double)p->ns : NAN;
+}
+
+/* Seconds of training left at the pace of this process so far. */
+static double eta_s(const struct trainer *t)
+{
+    if (!t->steps_done)
+        return NAN;
+    return (double)(t->n_steps - t->at.step) * (double)t->whole.ns / (double)t->steps_done / 1e9;
+}
+
+void trainer_progress(struct trainer *t, const char *phase)
+{
+    t->phase = phase;
+    if (!t->cfg.report)
+        return;
+    report_progress(t->cfg.report, &(struct report_progress){.phase = phase,
+                                                             .step = t->at.step,
+                                                             .n_steps = t->n_steps,
+                                                             .epoch = trainer_epoch(t),
+                                                             .n_epochs = t->cfg.spec->train.epochs,
+                                                             .loss = t->loss,
+                                                             .images_per_s = t->images_per_s,
+                                                             .eta_s = eta_s(t),
+                                                             .checkpoint_step = t->checkpoint_step});
+}
+
+/* What this rank has been asked since the last step. */
+static void add_requests(struct trainer *t, struct vote *v)
+{
+    unsigned got = signals_take(t->cfg.signal_fd, &t->stop_signal);
+    unsigned told = t->cfg.report ? report_take_commands(t->cfg.report) : 0;
+
+    t->coordinator_stops |= (told & REPORT_STOP) != 0;
+    v->stop = (got & SIGNALS_STOP) || (told & REPORT_STOP);
+    v->checkpoint = (got & SIGNALS_CHECKPOINT) || (told & REPORT_CHECKPOINT);
+}
+
+static int hold_vote(struct trainer *t, double grad_norm, struct vote *v, struct err *e)
+{
+    *v = (struct vote){0};
+    if (program_read(t->program, t->built.loss, &v->loss, sizeof v->loss, e) < 0)
+        return -1;
+    v->loss_not_finite = !isfinite(v->loss);
+    v->grad_not_finite = !isfinite(grad_norm);
+    add_requests(t, v);
+    return comm_all_reduce(t->cfg.comm, v, sizeof *v / sizeof(double), DTYPE_F64, e);
+}
+
+/* All ranks hold the same sums, so all come to the same end. */
+static int check_finite(struct trainer *t, const struct vote *v, struct err *e)
+{
+    long long step = (long long)t->at.step + 1;
+
+    if (v->loss_not_finite > 0)
+        err_set_kind(e, ERR_NOT_FINITE,
+                     "step %lld: the loss is %g (not finite on %d of %d ranks); lower optim.lr or set "
+                     "train.max_grad_norm",
+                     step, v->loss, (int)v->loss_not_finite, t->cfg.comm->size);
+    else if (v->grad_not_finite > 0)
+        err_set_kind(e, ERR_NOT_FINITE,
+                     "step %lld: the gradient is not finite, the loss is %g; lower optim.lr or set "
+                     "train.max_grad_norm",
+                     step, v->loss);
+    else
+        return 0;
+    return trainer_together(t, -1, e);
+}
+
+/* Applies the gradients of step `done`. */
+static int update(struct trainer *t, int64_t done, double grad_norm, double loss, struct err *e)
+{
+    bool dumps = t->rank0 && t->dump.step == done;
+
+    if (dumps && dump_take_grads(&t->dump, t->params, e) < 0)
+        return -1;
+    if (t->cfg.spec->train.max_grad_norm > 0)
+        optim_clip(t->optim, grad_norm, t->cfg.spec->train.max_grad_norm);
+    optim_step(t->optim, schedule_lr(&t->schedule, done - 1));
+    return dumps ? dump_write(&t->dump, t->params, loss, e) : 0;
+}
+
+static int make_step(struct trainer *t, struct vote *v, struct err *e)
+{
+    int64_t step = t->at.step;
+
+    if (t->task->ops->feed(t->task, t->program, step, e) < 0 ||
+        program_forward(t->program, t->cfg.spec->seed, (uint64_t)step, e) < 0 ||
+        program_backward(t->program, e) < 0)
+        return -1;
+    double norm = optim_grad_norm(t->optim);
+    if (hold_vote(t, norm, v, e) < 0 || check_finite(t, v, e) < 0 ||
+        update(t, step + 1, norm, v->loss, e) < 0)
+        return -1;
+    t->at.step = step + 1;
+    return 0;
+}
+
+static void add_pace(struct trainer *t, int64_t ns)
+{
+    struct pace *all[] = {&t->interval, &t->epoch, &t->whole};
+
+    for (int i = 0; i < 3; i++) {
+        all[i]->images += t->graph->rows.total;
+        all[i]->ns += ns;
+    }
+}
+
+static void tell_person(struct trainer *t)
+{
+    int64_t now = clock_mono_ns();
+
+    if (!t->cfg.console || now - t->console_ns < (int64_t)CONSOLE_EVERY_MS * 1000000)
+        return;
+    t->console_ns = now;
+    log_info(t->cfg.console, "step %lld/%lld epoch %lld/%lld: loss %.4f, lr %.4g, %.0f images/s, %.0f s left",
+             (long long)t->at.step, (long long)t->n_steps, (long long)trainer_epoch(t),
+             (long long)t->cfg.spec->train.epochs, t->loss, t->lr, t->images_per_s, eta_s(t));
+}
+
+static int log_step(struct trainer *t, struct err *e)
+{
+    struct record r = {.kind = "step", .step = t->at.step, .epoch = trainer_epoch(t)};
+
+    t->images_per_s = pace_per_s(&t->interval);
+    t->interval = (struct pace){0};
+    tell_person(t);
+    if (!t->rank0)
+        return 0;
+    record_add(&r, "", "loss", t->loss);
+    record_add(&r, "", "lr", t->lr);
+    record_add(&r, "", "images_per_s", t->images_per_s);
+    return recorder_write(&t->recorder, &r, e);
+}
+
+/* The mean over the steps of the epoch: the sum goes through checkpoints, so it has the same bits after one.
+ */
+static int log_epoch(struct trainer *t, struct err *e)
+{
+    struct record r = {.kind = "epoch", .step = t->at.step, .epoch = trainer_epoch(t)};
+
+    record_add(&r, "", "epoch_loss", t->at.epoch_loss_sum / (double)t->steps_per_epoch);
+    record_add(&r, "", "images_per_s", pace_per_s(&t->epoch));
+    t->at.epoch_loss_sum = 0;
+    t->epoch = (struct pace){0};
+    return t->rank0 ? recorder_write(&t->recorder, &r, e) : 0;
+}
+
+static int save_checkpoint(struct trainer *t, struct err *e)
+{
+    int64_t from = clock_mono_ns();
+    const char *before = t->phase;
+    int rc = 0;
+
+    trainer_progress(t, "checkpoint");
+    if (t->rank0) {
+        rc = recorder_sync(&t->recorder, e);
+        if (rc == 0)
+            rc = checkpoint_save(&t->checkpoint, &t->at, t->params, t->optim->momentum, e);
+    }
+    if (trainer_together(t, agree_outcome_rank0(t->cfg.comm, rc, e), e) < 0)
+        return -1;
+    t->checkpoint_step = t->at.step;
+    t->checkpoint_ns += clock_mono_ns() - from;
+    log_info(t->cfg.log, "checkpoint of step %lld written", (long long)t->at.step);
+    trainer_progress(t, before);
+    return 0;
+}
+
+static bool every(int64_t period, int64_t n)
+{
+    return period > 0 && n % period == 0;
+}
+
+/* What follows a step: lines, validation, checkpoint. `last`: the loop ends here. */
+static int after_step(struct trainer *t, const struct vote *v, bool last, struct err *e)
+{
+    const struct jobspec *spec = t->cfg.spec;
+    bool epoch_ends = t->at.step % t->steps_per_epoch == 0, ends = t->at.step == t->n_steps;
+
+    t->loss = v->loss;
+    t->lr = schedule_lr(&t->schedule, t->at.step - 1);
+    t->at.epoch_loss_sum += v->loss;
+    if ((every(spec->train.log_every_steps, t->at.step) || last) && log_step(t, e) < 0)
+        return -1;
+    if (epoch_ends && log_epoch(t, e) < 0)
+        return -1;
+    if (ends || (epoch_ends && every(spec->eval.every_epochs, trainer_epoch(t))))
+        if (trainer_validate(t, true, e) < 0)
+            return -1;
+    if (last || v->checkpoint > 0 || every(spec->checkpoint.every_steps, t->at.step))
+        if (save_checkpoint(t, e) < 0)
+            return -1;
+    trainer_progress(t, "train");
+    return 0;
+}
+
+static void say_who_stopped(const struct trainer *t, struct err *e)
+{
+    char name[32];
+
+    if (t->stop_signal)
+        err_set_kind(e, ERR_INTERRUPTED, "stopped by %s after step %lld", signals_name(t->stop_signal, name),
+                     (long long)t->at.step);
+    else
+        err_set_kind(e, ERR_INTERRUPTED, "stopped by %s after step %lld",
+                     t->coordinator_stops ? "the coordinator" : "a signal to another rank",
+                     (long long)t->at.step);
+}
+
+/* 1: asked to stop. 0: reached end_step. -1. */
+static int run_steps(struct trainer *t, struct err *e)
+{
+    bool stop = false;
+
+    t->phase = "train";
+    while (!stop && t->at.step < t->end_step) {
+        struct vote v;
+        int64_t from = clock_mono_ns();
+        if (!t->first_step_ns)
+            t->first_step_ns = from;
+        if (make_step(t, &v, e) < 0)
+            return -1;
+        add_pace(t, clock_mono_ns() - from);
+        t->steps_done++;
+        stop = v.stop > 0;
+        if (after_step(t, &v, stop || t->at.step == t->end_step, e) < 0)
+            return -1;
+    }
+    return stop;
+}
+
+/* The end of a run that has made all its steps: the test set, and the weights for inference. */
+static int finish(struct trainer *t, struct err *e)
+{
+    int rc = 0;
+
+    /* A run that was resumed at its very end has the validation's line already, but not its numbers. */
+    if (t->validated_step != t->at.step && trainer_validate(t, false, e) < 0)
+        return -1;
+    if (trainer_test(t, e) < 0)
+        return -1;
+    trainer_progress(t, "finish");
+    if (t->rank0) {
+        char *path = fs_join(t->cfg.run_dir, "model.safetensors");
+        rc = weights_save(path, t->params, t->task->ops->train_only, t->at.step, NULL, e);
+        free(path);
+        if (rc == 0)
+            rc = recorder_sync(&t->recorder, e);
+    }
+    return trainer_together(t, agree_outcome_rank0(t->cfg.comm, rc, e), e);
+}
+
+enum trainer_outcome trainer_run(struct trainer *t, struct err *e)
+{
+    enum trainer_outcome failed[] = {TRAINER_FAILED_ALONE, TRAINER_FAILED_TOGETHER};
+    int rc = run_steps(t, e);
+
+    if (rc < 0)
+        return failed[t->together];
+    if (rc > 0) {
+        say_who_stopped(t, e);
+        return TRAINER_STOPPED;
+    }
+    if (t->at.step < t->n_steps)
+        return TRAINER_PAUSED;
+    return finish(t, e) < 0 ? failed[t->together] : TRAINER_SUCCEEDED;
+}
