@@ -1,6 +1,7 @@
 /* client - a blocking JSON-RPC client over a Unix socket: what bfctl uses, and the worker's report.
  *
- * Notifications that arrive while a call waits for its result are queued and handed out by client_next() in order.
+ * Notifications that arrive while a call waits for its result are queued and handed out by client_next() in
+ * order.
  */
 #ifndef PROTO_CLIENT_H
 #define PROTO_CLIENT_H
@@ -19,17 +20,19 @@ char *client_default_address(void);
 struct client *client_connect(const char *address, struct err *e);
 void client_close(struct client *c); /* NULL is fine */
 
-/* Sends a request and waits for its result; takes ownership of params (NULL: none). The caller owns the result.
- * The peer's error becomes kind ERR_REMOTE with .code; its data, if any, goes to *error_data (may be NULL; owned by
- * the caller then). timeout_ms < 0 waits for ever. */
+/* Sends a request and waits for its result; takes ownership of params (NULL: none). The caller owns the
+ * result. The peer's error becomes kind ERR_REMOTE with .code; its data, if any, goes to *error_data (may be
+ * NULL; owned by the caller then). timeout_ms < 0 waits for ever. */
 cJSON *client_call(struct client *c, const char *method, cJSON *params, int timeout_ms, cJSON **error_data,
                    struct err *e);
 
-/* Sends a notification; takes ownership of params. Blocks while the socket's buffer is full, at most timeout_ms. */
+/* Sends a notification; takes ownership of params. Blocks while the socket's buffer is full, at most
+ * timeout_ms; on failure nothing of the message was sent. */
 int client_notify(struct client *c, const char *method, cJSON *params, int timeout_ms, struct err *e);
 
-/* The next notification: {"method": …, "params": …}, owned by the caller. NULL with e->kind == ERR_GENERIC and an
- * empty message when none came within timeout_ms (0: only look), NULL with ERR_UNREACHABLE when the peer is gone. */
+/* The next notification: {"method": …, "params": …}, owned by the caller. NULL with e->kind == ERR_GENERIC
+ * and an empty message when none came within timeout_ms (0: only look) or a signal handler ran meanwhile, so
+ * that the caller can look at its flags; NULL with ERR_UNREACHABLE when the peer is gone. */
 cJSON *client_next(struct client *c, int timeout_ms, struct err *e);
 
 /* For poll(2). */

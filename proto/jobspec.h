@@ -1,9 +1,10 @@
 /* jobspec - the job spec: the only place that knows the names of its fields.
  *
- * A spec is JSON. jobspec_parse() checks everything that can be checked without touching files or hardware, reports
- * all errors at once (JSON Pointer, value found, what is accepted; unknown keys name the nearest known one), fills
- * in every default, and gives both a struct for the code and the resolved document for job.json. The JSON Schema in
- * proto/schema/jobspec.schema.json says the same for other people's tools; tests hold the two together.
+ * A spec is JSON. jobspec_parse() checks everything that can be checked without touching files or hardware,
+ * reports all errors at once (JSON Pointer, value found, what is accepted; unknown keys name the nearest
+ * known one), fills in every default, and gives both a struct for the code and the resolved document for
+ * job.json. The JSON Schema in proto/schema/jobspec.schema.json says the same for other people's tools; tests
+ * hold the two together.
  *
  * What this version cannot do yet is refused here, by name, never ignored.
  */
@@ -29,7 +30,7 @@ enum { JOBSPEC_MAX_MILESTONES = 16, JOBSPEC_MAX_NAME = 128, JOBSPEC_MAX_PATH = 4
 struct jobspec {
     char name[JOBSPEC_MAX_NAME];
     enum jobspec_task task;
-    uint64_t seed; /* 0 … 2^53 */
+    uint64_t seed; /* 0 … 10^15 */
 
     struct {
         enum jobspec_format format;
@@ -62,7 +63,7 @@ struct jobspec {
         enum jobspec_scope scope;
         int layers, heads;
         int ffn;        /* 0 = the feature width (spec: null) */
-        double dropout; /* 0 … 1 */
+        double dropout; /* [0, 1) */
         bool shared_classifier;
         enum jobspec_gather gather;
         double lr_scale;
@@ -134,15 +135,21 @@ struct jobspec_errors {
 void jobspec_errors_free(struct jobspec_errors *errs);
 cJSON *jobspec_errors_to_json(const struct jobspec_errors *errs); /* [{pointer, message}] */
 
-/* Checks `doc` and resolves it. Returns 0 and fills *spec and, if `resolved` is not NULL, *resolved (owned by the
- * caller); or -1 with every finding in *errs (owned by the caller, also when empty). */
+/* Checks `doc` and resolves it. Returns 0 and fills *spec and, if `resolved` is not NULL, *resolved (owned by
+ * the caller); or -1 with every finding in *errs (owned by the caller, also when empty). */
 int jobspec_parse(const cJSON *doc, struct jobspec *spec, cJSON **resolved, struct jobspec_errors *errs);
 
-/* Reads a spec file (at most 1 MiB). Bad JSON counts as one finding at pointer "". A spec with findings gives an
- * error of kind ERR_SPEC whose message lists them all, one a line. */
+/* Reads a spec file (at most 1 MiB). Bad JSON counts as one finding at pointer "". A spec with findings gives
+ * an error of kind ERR_SPEC whose message lists them all, one a line. */
 int jobspec_load(const char *path, struct jobspec *spec, cJSON **resolved, struct err *e);
 
-/* --set a.b.c=VALUE: VALUE is JSON, or a string where it does not parse. Creates missing objects on the way. */
+/* --set a.b.c=VALUE: VALUE is JSON, or a string where it does not parse. Makes missing objects on the way. */
 int jobspec_set(cJSON *doc, const char *assignment, struct err *e);
+
+/* Channels that a layer of `base` channels has in a net of this width: base * width rounded, at least 1. */
+int64_t jobspec_scale_channels(int64_t base, double width);
+
+/* Width of the pooled feature of an architecture; 0 when there is no such architecture. */
+int jobspec_feature_width(const char *arch, double width);
 
 #endif

@@ -59,7 +59,9 @@ static void add_string_rules(cJSON *o, const struct field *f)
     cJSON_AddNumberToObject(o, "maxLength", (double)f->cap_bytes - 1);
     if (f->type == FIELD_LABEL)
         cJSON_AddStringToObject(o, "pattern", "^[A-Za-z0-9]");
-    cJSON_AddStringToObject(cJSON_AddObjectToObject(o, "not"), "pattern",
+    cJSON *not = cJSON_AddObjectToObject(o, "not");
+    cJSON_AddStringToObject(not, "type", "string"); /* null is judged elsewhere */
+    cJSON_AddStringToObject(not, "pattern",
                             f->type == FIELD_LABEL ? "[^A-Za-z0-9._+=-]" : "[\\u0000-\\u001f\\u007f]");
 }
 
@@ -147,7 +149,7 @@ static cJSON *rule_of(const struct field *f, const struct field *decides)
     cJSON *rule = cJSON_CreateObject(), *if_ = cJSON_AddObjectToObject(rule, "if");
     cJSON *then = cJSON_AddObjectToObject(rule, "then"), *else_ = cJSON_AddObjectToObject(rule, "else");
     cJSON *value = cJSON_AddObjectToObject(cJSON_AddObjectToObject(if_, "properties"), f->when_key);
-    const char *key = field_key(f);
+    const char *key = jobspec_field_key(f);
     char quoted[64];
 
     snprintf(quoted, sizeof quoted, "\"%s\"", f->when_value);
@@ -166,7 +168,8 @@ static cJSON *rule_of(const struct field *f, const struct field *decides)
 static const struct field *child_named(const char *parent, const char *key)
 {
     for (int i = 0; i < jobspec_n_fields; i++)
-        if (field_is_child(&jobspec_fields[i], parent) && strcmp(field_key(&jobspec_fields[i]), key) == 0)
+        if (jobspec_field_is_child(&jobspec_fields[i], parent) &&
+            strcmp(jobspec_field_key(&jobspec_fields[i]), key) == 0)
             return &jobspec_fields[i];
     return NULL;
 }
@@ -178,13 +181,13 @@ static void add_object_rules(cJSON *o, const char *pointer)
 
     for (int i = 0; i < jobspec_n_fields; i++) {
         const struct field *f = &jobspec_fields[i];
-        if (!field_is_child(f, pointer))
+        if (!jobspec_field_is_child(f, pointer))
             continue;
-        cJSON_AddItemToObject(properties, field_key(f), schema_of(f));
+        cJSON_AddItemToObject(properties, jobspec_field_key(f), schema_of(f));
         if (f->when_key)
             cJSON_AddItemToArray(rules, rule_of(f, child_named(pointer, f->when_key)));
         else if (!f->def && !f->derive)
-            cJSON_AddItemToArray(required, cJSON_CreateString(field_key(f)));
+            cJSON_AddItemToArray(required, cJSON_CreateString(jobspec_field_key(f)));
     }
     for (size_t i = 0; i < sizeof extra_rules / sizeof *extra_rules; i++)
         if (strcmp(extra_rules[i].parent, pointer) == 0)
@@ -228,7 +231,7 @@ static char *docs_line(const struct field *f)
     if (f->flags & FIELD_FIXED)
         snprintf(accepted, sizeof accepted, "`%s`, the only value in this version", f->def);
     else
-        field_accepted(f, accepted, sizeof accepted);
+        jobspec_field_accepted(f, accepted, sizeof accepted);
     if (f->derive)
         snprintf(def, sizeof def, "%s", f->derive_text);
     else if (f->def)
@@ -303,9 +306,9 @@ static void test_table_is_sound(void **state)
             continue;
         bool before = false;
         for (int k = 0; k < i; k++)
-            before = before || (strcmp(field_key(&jobspec_fields[k]), f->when_key) == 0 &&
+            before = before || (strcmp(jobspec_field_key(&jobspec_fields[k]), f->when_key) == 0 &&
                                 strlen(jobspec_fields[k].pointer) - strlen(f->when_key) ==
-                                    strlen(f->pointer) - strlen(field_key(f)));
+                                    strlen(f->pointer) - strlen(jobspec_field_key(f)));
         assert_true(before);
     }
 }

@@ -1,0 +1,369 @@
+/* cmd_job - commands about jobs: submit list show watch cancel checkpoint explain. */
+#include "cli/follow.h"
+#include "cli/output.h"
+#include "cli/result.h"
+#include "cli/submit.h"
+#include "common/clock.h"
+#include "common/json.h"
+#include "proto/client.h"
+
+#include <math.h>
+#include <stddef.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define OPT(member) offsetof(struct cli_options, member)
+
+enum { RECONNECT_MS = 30000 };
+
+/* --- reading a job's record --- */
+
+static const char *text_of(const cJSON *obj, const char *key)
+{
+    const cJSON *v = json_find(obj, key);
+
+    return cJSON_IsString(v) ? v->valuestring : "";
+}
+
+static double number_of(const cJSON *obj, const char *key)
+{
+    const cJSON *v = json_find(obj, key);
+
+    return cJSON_IsNumber(v) ? v->valuedouble : NAN;
+}
+
+/* The newest progress report, if the record has one. */
+static bool progress_of(const cJSON *job, struct progress *p)
+{
+    const cJSON *v = json_find(job, "progress");
+
+    return cJSON_IsObject(v) && progress_from_json(v, p, NULL) == 0;
+}
+
+static const char *run_dir_of(const cJSON *job)
+{
+    const cJSON *paths = json_find(job, "paths");
+
+    return text_of(cJSON_IsObject(paths) ? paths : job, "run_dir");
+}
+
+/* --- follow --- */
+
+/* Watches until the end, prints the outcome to `out`. */
+static int follow_and_print(struct cli *cli, const char *address, int64_t id, FILE *out, struct err *e)
+{
+    struct follow cfg = {.address = address, .id = id, .json = cli->opts.json, .reconnect_ms = RECONNECT_MS};
+    struct follow_end end;
+
+    follow_block_signals();
+    if (follow_job(&cfg, &end, e) < 0)
+        return -1;
+    if (*end.state && !cli->opts.json) {
+        struct err ignored;
+        cJSON *params = cJSON_CreateObject();
+        cJSON_AddNumberToObject(params, "id", (double)id);
+        cJSON *job = cli_call(cli, "job.get", params, &ignored);
+        cJSON *result = job && *run_dir_of(job) ? result_read(run_dir_of(job)) : NULL;
+        bool well = strcmp(end.state, "succeeded") == 0;
+        fprintf(out, "job %lld %s%s%s\n", (long long)id, end.state, !well && *end.reason ? ": " : "",
+                well ? "" : end.reason);
+        result_print(out, result, job ? run_dir_of(job) : NULL);
+        cJSON_Delete(result);
+        cJSON_Delete(job);
+    }
+    return follow_exit_status(&end);
+}
+
+static int cmd_watch(struct cli *cli, struct err *e)
+{
+    int64_t id = 0;
+
+    if (cli_job_id(cli, 0, &id, e) < 0)
+        return -1;
+    char *address = cli_address(cli);
+    int rc = follow_and_print(cli, address, id, stdout, e);
+    free(address);
+    return rc;
+}
+
+/* --- submit --- */
+
+static int submit_checked(struct cli *cli, const struct spec_arg *arg, struct err *e)
+{
+    char *address = cli_address(cli);
+    struct client *c = client_connect(address, e);
+    int64_t id = 0;
+    int rc = c ? submit_spec(cli, c, arg, cli->opts.idempotency_key, &id, e) : -1;
+
+    client_close(c);
+    if (rc == 0 && cli->opts.json)
+        printf("{\"id\":%lld}\n", (long long)id);
+    else if (rc == 0)
+        printf("%lld\n", (long long)id);
+    fflush(stdout);
+    if (rc == 0 && cli->opts.watch)
+        rc = follow_and_print(cli, address, id, stderr, e);
+    free(address);
+    return rc;
+}
+
+static int cmd_submit(struct cli *cli, struct err *e)
+{
+    struct spec_arg arg;
+    int rc = spec_arg_read(cli, &arg, e);
+
+    if (rc == 0)
+        rc = arg.errs.n ? spec_arg_report(cli, &arg) : submit_checked(cli, &arg, e);
+    spec_arg_free(&arg);
+    return rc;
+}
+
+/* --- list --- */
+
+static cJSON *list_params(const struct cli *cli, const char *cursor)
+{
+    cJSON *params = cJSON_CreateObject();
+
+    if (cli->opts.state)
+        cJSON_AddStringToObject(params, "state", cli->opts.state);
+    if (cli->opts.user)
+        cJSON_AddStringToObject(params, "user", cli->opts.user);
+    if (cli->opts.limit)
+        cJSON_AddNumberToObject(params, "limit", (double)cli->opts.limit);
+    if (cursor)
+        cJSON_AddRawToObject(params, "cursor", cursor);
+    return params;
+}
+
+/* All pages, or as many as --limit asks for, as one array. */
+static cJSON *list_jobs(struct cli *cli, struct err *e)
+{
+    cJSON *all = cJSON_CreateArray();
+    char *cursor = NULL;
+
+    do {
+        cJSON *page = cli_call(cli, "job.list", list_params(cli, cursor), e);
+        cJSON *jobs = page ? json_find(page, "jobs") : NULL;
+        free(cursor);
+        cursor = NULL;
+        if (!page) {
+            cJSON_Delete(all);
+            return NULL;
+        }
+        while (cJSON_IsArray(jobs) && jobs->child)
+            cJSON_AddItemToArray(all, cJSON_DetachItemFromArray(jobs, 0));
+        const cJSON *next = json_find(page, "cursor");
+        bool more =
+            next && !cJSON_IsNull(next) && (!cli->opts.limit || cJSON_GetArraySize(all) < cli->opts.limit);
+        if (more)
+            cursor = json_text(next);
+        cJSON_Delete(page);
+    } while (cursor);
+    return all;
+}
+
+static void list_row(struct output_table *t, const cJSON *job)
+{
+    char(*row)[OUTPUT_CELL] = output_table_row(t);
+    struct progress p;
+    double submitted_ms = number_of(job, "submitted_ms");
+
+    snprintf(row[0], OUTPUT_CELL, "%.0f", number_of(job, "id"));
+    output_text(row[1], OUTPUT_CELL, text_of(job, "name"));
+    output_text(row[2], OUTPUT_CELL, text_of(job, "state"));
+    if (progress_of(job, &p) && p.n_steps > 0) {
+        snprintf(row[3], OUTPUT_CELL, "%lld/%lld %3.0f %%", (long long)p.step, (long long)p.n_steps,
+                 floor(100.0 * (double)p.step / (double)p.n_steps));
+        if (isfinite(p.loss))
+            snprintf(row[4], OUTPUT_CELL, "%.4g", p.loss);
+        output_rate(row[5], OUTPUT_CELL, p.images_per_s);
+        output_duration(row[6], OUTPUT_CELL, strcmp(text_of(job, "state"), "running") == 0 ? p.eta_s : NAN);
+    }
+    output_text(row[7], OUTPUT_CELL, text_of(job, "user"));
+    output_duration(row[8], OUTPUT_CELL, ((double)clock_wall_ms() - submitted_ms) / 1000);
+}
+
+static int cmd_list(struct cli *cli, struct err *e)
+{
+    struct output_table t = {
+        .n_columns = 9,
+        .titles = {"ID", "NAME", "STATE", "PROGRESS", "LOSS", "IMAGES/S", "ETA", "USER", "AGE"},
+        .right = {true, false, false, true, true, true, true, false, true},
+    };
+    cJSON *jobs = list_jobs(cli, e);
+    const cJSON *job;
+
+    if (!jobs)
+        return -1;
+    if (cli->opts.json) {
+        cJSON *doc = cJSON_CreateObject();
+        cJSON_AddItemToObject(doc, "jobs", jobs);
+        output_json(doc);
+        cJSON_Delete(doc);
+        return EXIT_DONE;
+    }
+    cJSON_ArrayForEach(job, jobs) list_row(&t, job);
+    if (t.n_rows)
+        output_table_print(&t, stdout);
+    else
+        fprintf(stderr, "no jobs\n");
+    output_table_free(&t);
+    cJSON_Delete(jobs);
+    return EXIT_DONE;
+}
+
+/* --- show --- */
+
+static void show_time(const char *label, double ms)
+{
+    char iso[32];
+
+    if (!isfinite(ms) || ms <= 0)
+        return;
+    clock_iso((int64_t)ms, iso);
+    printf("%-12s %s\n", label, iso);
+}
+
+static void show_text(const char *label, const char *text)
+{
+    char clean[1024];
+
+    if (!*text)
+        return;
+    output_text(clean, sizeof clean, text);
+    printf("%-12s %s\n", label, clean);
+}
+
+static void show_json(const char *label, const cJSON *v)
+{
+    if (!v || cJSON_IsNull(v) || (!v->child && (cJSON_IsObject(v) || cJSON_IsArray(v))))
+        return;
+    char *text = cJSON_IsString(v) ? xstrdup(v->valuestring) : json_text(v);
+    show_text(label, text);
+    free(text);
+}
+
+/* The facts with names of their own first, then whatever else the record holds, the spec last. */
+static void show_job(const cJSON *job)
+{
+    static const char *const named[] = {"id",       "name",         "state",      "reason",   "user",
+                                        "progress", "submitted_ms", "started_ms", "ended_ms", "spec"};
+    struct progress p;
+    char line[256];
+    const cJSON *v;
+
+    show_json("job", json_find(job, "id"));
+    show_text("name", text_of(job, "name"));
+    show_text("state", text_of(job, "state"));
+    show_text("reason", text_of(job, "reason"));
+    show_text("user", text_of(job, "user"));
+    show_time("submitted", number_of(job, "submitted_ms"));
+    show_time("started", number_of(job, "started_ms"));
+    show_time("ended", number_of(job, "ended_ms"));
+    if (progress_of(job, &p)) {
+        output_progress_text(&p, 0, line, sizeof line);
+        show_text("progress", line + strspn(line, " "));
+    }
+    cJSON_ArrayForEach(v, job)
+    {
+        bool shown = false;
+        for (size_t i = 0; i < sizeof named / sizeof *named && !shown; i++)
+            shown = v->string && strcmp(v->string, named[i]) == 0;
+        if (!shown && v->string)
+            show_json(v->string, v);
+    }
+    if (json_find(job, "spec")) {
+        char *spec = json_text_pretty(json_find(job, "spec"));
+        printf("spec\n%s\n", spec);
+        free(spec);
+    }
+}
+
+static int cmd_show(struct cli *cli, struct err *e)
+{
+    cJSON *params = cli_id_params(cli, e);
+    cJSON *job = params ? cli_call(cli, "job.get", params, e) : NULL;
+
+    if (!job)
+        return -1;
+    if (cli->opts.json)
+        output_json(job);
+    else
+        show_job(job);
+    cJSON_Delete(job);
+    return EXIT_DONE;
+}
+
+/* --- one request about one job --- */
+
+/* Prints the result's `key` (a sentence or a state). */
+static int ask(struct cli *cli, const char *method, const char *key, struct err *e)
+{
+    cJSON *params = cli_id_params(cli, e);
+    cJSON *result = params ? cli_call(cli, method, params, e) : NULL;
+
+    if (!result)
+        return -1;
+    if (cli->opts.json) {
+        output_json(result);
+    } else {
+        char text[1024];
+        output_text(text, sizeof text, text_of(result, key));
+        printf("%s\n", text);
+    }
+    cJSON_Delete(result);
+    return EXIT_DONE;
+}
+
+static int cmd_cancel(struct cli *cli, struct err *e)
+{
+    return ask(cli, "job.cancel", "state", e);
+}
+
+static int cmd_checkpoint(struct cli *cli, struct err *e)
+{
+    return ask(cli, "job.checkpoint", "state", e);
+}
+
+static int cmd_explain(struct cli *cli, struct err *e)
+{
+    return ask(cli, "job.explain", "text", e);
+}
+
+/* --- table --- */
+
+static const struct conf_option submit_rows[] = {
+    CLI_OPTION_SET,
+    {"watch", 0, CONF_FLAG, OPT(watch), NULL, NULL, 0, 0, "then watch it; the exit status becomes the job's"},
+    {"idempotency-key", 0, CONF_STR, OPT(idempotency_key), "KEY", NULL, 0, 0,
+     "submitting again with the same key gives the same job"},
+};
+
+static const struct conf_option list_rows[] = {
+    {"state", 0, CONF_STR, OPT(state), "STATE", NULL, 0, 0, "only jobs in this state"},
+    {"user", 0, CONF_STR, OPT(user), "USER", NULL, 0, 0, "only jobs of this user"},
+    {"limit", 0, CONF_INT, OPT(limit), "N", NULL, 1, 1000000, "at most N jobs"},
+};
+
+const struct cli_command cmd_job_commands[] = {
+    {"submit", "SPEC", 1, 1, submit_rows, sizeof submit_rows / sizeof *submit_rows,
+     "put a job in the queue and print its id",
+     "The id alone goes to standard output, once the job is safe on the coordinator's disk. Relative paths "
+     "of the\n"
+     "spec count from its file's directory, those given by --set from the current one. SPEC may be - for "
+     "standard\n"
+     "input.",
+     cmd_submit},
+    {"list", "", 0, 0, list_rows, sizeof list_rows / sizeof *list_rows, "jobs with state and progress", NULL,
+     cmd_list},
+    {"show", "ID", 1, 1, NULL, 0, "everything that is known about a job", NULL, cmd_show},
+    {"watch", "ID", 1, 1, NULL, 0, "follow a job until it ends; exit with its status",
+     "Shows every transition from the job's first on, also when it has ended already, and goes on after a "
+     "restart of\n"
+     "the coordinator. Interrupting leaves the job alone. With --json one event a line.",
+     cmd_watch},
+    {"cancel", "ID", 1, 1, NULL, 0, "stop a job", NULL, cmd_cancel},
+    {"checkpoint", "ID", 1, 1, NULL, 0, "have a running job write a checkpoint now", NULL, cmd_checkpoint},
+    {"explain", "ID", 1, 1, NULL, 0, "one sentence: why the job is where it is", NULL, cmd_explain},
+    {0},
+};
