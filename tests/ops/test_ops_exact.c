@@ -1,0 +1,505 @@
+/* What must hold to the bit, or by count: threads, repetition, the split of rows over ranks, dropout masks;
+ * and the edges: ranks without rows, bad input.
+ */
+#include "tests/ops/op_run.h"
+#include "worker/backend/cpu/cpu.h"
+
+#include <math.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+#include "common/philox.h"
+
+static struct backend *make_backend(int n_threads)
+{
+    struct err e = ERR_INIT;
+    struct backend *be = cpu_backend_create(n_threads, &e);
+
+    CHECK(be, "%s", e.msg);
+    return be;
+}
+
+static size_t in_bytes(const struct op_run *r, int i)
+{
+    return (size_t)op_run_count(r, i) * dtype_bytes(r->node.in[i]->dtype);
+}
+
+/* More threads than one, where the build has them. */
+static struct backend *make_backend_with_threads(int n_threads)
+{
+#ifdef BF_OPENMP
+    return make_backend(n_threads);
+#else
+    struct err e = ERR_INIT;
+
+    if (n_threads > 1)
+        CHECK(!cpu_backend_create(n_threads, &e) && strstr(e.msg, "OpenMP"), "%d threads without OpenMP",
+              n_threads);
+    return make_backend(1);
+#endif
+}
+
+/* Forward and backward, all gradients. */
+static void run_whole(struct op_run *r, struct backend *be, const struct op_case *spec)
+{
+    op_run_init(r, be, spec, 1);
+    op_run_fill_dout(r, 2);
+    op_run_want(r, op_run_grad_mask(r));
+    op_run_forward(r);
+    op_run_backward(r);
+}
+
+/* Bitwise, but for the gradient of convolution weights when thread counts differ (cpu_conv.c). */
+static void check_same(const struct op_run *a, const struct op_run *b, bool weights_may_round)
+{
+    const unsigned mask = op_run_grad_mask(a);
+    const size_t out_bytes = (size_t)op_run_count(a, -1) * dtype_bytes(a->node.dtype);
+
+    if (out_bytes)
+        CHECK(memcmp(a->call.out, b->call.out, out_bytes) == 0, "%s: outputs differ", a->spec->name);
+    for (int i = 0; i < a->node.n_inputs; i++) {
+        if (!(mask >> i & 1) || !in_bytes(a, i))
+            continue;
+        if (weights_may_round && a->spec->op == OP_CONV2D && i == 1)
+            CHECK(op_distance(a->call.din[i], b->call.din[i], DTYPE_F32, op_run_count(a, i)) < 1e-6,
+                  "%s: weight gradients differ by more than rounding", a->spec->name);
+        else
+            CHECK(memcmp(a->call.din[i], b->call.din[i], in_bytes(a, i)) == 0,
+                  "%s: gradients of input %d differ", a->spec->name, i);
+    }
+}
+
+static void compare_threads(int threads_a, int threads_b)
+{
+    for (size_t k = 0; k < n_op_cases; k++) {
+        struct backend *be_a = make_backend_with_threads(threads_a), *be_b;
+        struct op_run a, b;
+
+        run_whole(&a, be_a, &op_cases[k]);
+        be_b = make_backend_with_threads(threads_b); /* now the team has this size */
+        run_whole(&b, be_b, &op_cases[k]);
+        check_same(&a, &b, threads_a != threads_b);
+        op_run_free(&a);
+        op_run_free(&b);
+        be_a->ops->destroy(be_a);
+        be_b->ops->destroy(be_b);
+    }
+}
+
+static void test_same_bits_for_any_threads(void **state)
+{
+    (void)state;
+    compare_threads(1, 2);
+    compare_threads(1, 5);
+}
+
+static void test_same_bits_when_repeated(void **state)
+{
+    (void)state;
+    compare_threads(1, 1);
+    compare_threads(2, 2);
+}
+
+/* ------------------------------------------------------------------ dropout */
+
+static void test_dropout_rate(void **state)
+{
+    const double rates[] = {0.05, 0.5, 0.9};
+    struct backend *be = make_backend(1);
+
+    (void)state;
+    for (size_t k = 0; k < 3; k++) {
+        const struct op_case spec = {.name = "dropout",
+                                     .op = OP_DROPOUT,
+                                     .attr.dropout = {(float)rates[k], 5},
+                                     .n_inputs = 1,
+                                     .in = {{FILL_ONE, shape2(400, 101)}}};
+        struct op_run r;
+        double p = (double)(float)rates[k], n, dropped = 0;
+
+        op_run_init(&r, be, &spec, 1);
+        op_run_forward(&r);
+        n = (double)op_run_count(&r, -1);
+        for (int64_t i = 0; i < (int64_t)n; i++) {
+            float x = ((float *)r.call.in[0])[i], y = ((float *)r.call.out)[i];
+
+            dropped += y == 0;
+            CHECK(y == 0 || fabs(y - x / (1 - p)) < 1e-5 * y, "survivor %g of %g at rate %g", (double)y,
+                  (double)x, p);
+        }
+        CHECK(fabs(dropped - n * p) < 4 * sqrt(n * p * (1 - p)), "%g of %g dropped at rate %g", dropped, n,
+              p);
+        op_run_free(&r);
+    }
+    be->ops->destroy(be);
+    (void)state;
+}
+
+/* The mask is the one that backend.h and philox.h promise, element by element. */
+static void test_dropout_draws(void **state)
+{
+    const struct op_case spec = {.name = "dropout",
+                                 .op = OP_DROPOUT,
+                                 .attr.dropout = {0.3f, 5},
+                                 .n_inputs = 1,
+                                 .in = {{FILL_ONE, shape4(3, 5, 5, 7)}},
+                                 .first = 1000,
+                                 .total = 2000};
+    struct backend *be = make_backend(1);
+    struct op_run r;
+
+    (void)state;
+    op_run_init(&r, be, &spec, 1);
+    op_run_forward(&r);
+    for (int64_t i = 0; i < op_run_count(&r, -1); i++) {
+        uint32_t row = (uint32_t)(1000 + i / 175), at = (uint32_t)(i % 175);
+        struct philox_block b =
+            philox(philox_make_key(r.step.seed, 5), at / 4, row, (uint32_t)r.step.step, 0);
+
+        CHECK((((float *)r.call.out)[i] == 0) == (b.v[at % 4] < philox_threshold(0.3f)), "element %lld",
+              (long long)i);
+    }
+    op_run_free(&r);
+    be->ops->destroy(be);
+}
+
+/* Steps, seeds and streams each draw masks of their own. */
+static void test_dropout_differs(void **state)
+{
+    const struct op_case spec = {.name = "dropout",
+                                 .op = OP_DROPOUT,
+                                 .attr.dropout = {0.5f, 5},
+                                 .n_inputs = 1,
+                                 .in = {{FILL_ONE, shape2(10, 100)}}};
+    struct backend *be = make_backend(1);
+    struct op_run r[4];
+
+    (void)state;
+    for (int k = 0; k < 4; k++) {
+        op_run_init(&r[k], be, &spec, 1);
+        r[k].step.step += k == 1;
+        r[k].step.seed += k == 2;
+        r[k].node.attr.dropout.stream += k == 3;
+        op_run_forward(&r[k]);
+    }
+    for (int k = 1; k < 4; k++)
+        assert_memory_not_equal(r[0].call.out, r[k].call.out, 1000 * sizeof(float));
+    for (int k = 0; k < 4; k++)
+        op_run_free(&r[k]);
+    be->ops->destroy(be);
+}
+
+/* ------------------------------------------------------------------ rows split over ranks */
+
+/* Runs rows [from, to) of `whole`'s input 0 as the rank that owns them; other inputs are shared. */
+static void run_slice(struct op_run *part, struct op_case *spec, const struct op_run *whole, int64_t from,
+                      int64_t to)
+{
+    const int64_t rows = whole->node.in[0]->shape.dims[0];
+    const int64_t width = op_run_count(whole, 0) / rows;
+
+    *spec = *whole->spec;
+    spec->in[0].shape.dims[0] = to - from;
+    spec->first = whole->rows.first + from;
+    spec->total = whole->rows.total;
+    op_run_init(part, whole->be, spec, 1);
+    for (int i = 0; i < part->node.n_inputs; i++) {
+        const float *src = (const float *)whole->call.in[i] + (i ? 0 : from * width);
+
+        if (in_bytes(part, i))
+            memcpy(part->call.in[i], src, in_bytes(part, i));
+    }
+    if (to > from)
+        memcpy((void *)(uintptr_t)part->call.dout, (const float *)whole->call.dout + from * width,
+               (size_t)((to - from) * width) * sizeof(float));
+    op_run_want(part, op_run_grad_mask(part));
+    op_run_forward(part);
+    op_run_backward(part);
+}
+
+static void test_dropout_of_ranks(void **state)
+{
+    const struct op_case spec = {.name = "dropout",
+                                 .op = OP_DROPOUT,
+                                 .attr.dropout = {0.5f, 5},
+                                 .n_inputs = 1,
+                                 .in = {{FILL_ONE, shape2(10, 33)}}};
+    struct backend *be = make_backend(1);
+    struct op_run whole, part;
+    struct op_case slice;
+
+    (void)state;
+    run_whole(&whole, be, &spec);
+    for (int64_t cut = 0; cut <= 10; cut += 5) {
+        run_slice(&part, &slice, &whole, cut, 10);
+        if (cut < 10) {
+            assert_memory_equal(part.call.out, (float *)whole.call.out + cut * 33, in_bytes(&part, 0));
+            assert_memory_equal(part.call.din[0], (float *)whole.call.din[0] + cut * 33, in_bytes(&part, 0));
+        }
+        op_run_free(&part);
+    }
+    op_run_free(&whole);
+    be->ops->destroy(be);
+}
+
+/* Queries of 3 ranks over the gathered keys: rows as in one rank, partial dK|dV add up to the one rank's. */
+static void check_attention_split(struct backend *be, const struct op_case *spec)
+{
+    const int64_t n = spec->in[0].shape.dims[0], C = spec->in[0].shape.dims[1];
+    const int64_t cuts[] = {0, n / 3, n / 3, n / 2 + 1, n}; /* the second rank has no rows */
+    struct op_run whole;
+    double *sum;
+
+    run_whole(&whole, be, spec);
+    sum = xcalloc((size_t)op_run_count(&whole, 1), sizeof(*sum));
+    for (int k = 0; k < 4; k++) {
+        const int64_t rows = cuts[k + 1] - cuts[k], at = cuts[k] * C;
+        struct op_case slice;
+        struct op_run part;
+
+        run_slice(&part, &slice, &whole, cuts[k], cuts[k + 1]);
+        CHECK(op_distance(part.call.out, (float *)whole.call.out + at, DTYPE_F32, rows * C) < 1e-6,
+              "%s: rows of rank %d differ", spec->name, k);
+        CHECK(op_distance(part.call.din[0], (float *)whole.call.din[0] + at, DTYPE_F32, rows * C) < 1e-6,
+              "%s: gradients of rank %d's queries differ", spec->name, k);
+        for (int64_t i = 0; i < op_run_count(&whole, 1); i++)
+            sum[i] += op_value(part.call.din[1], DTYPE_F32, i);
+        op_run_free(&part);
+    }
+    float *total = xmalloc(in_bytes(&whole, 1));
+    for (int64_t i = 0; i < op_run_count(&whole, 1); i++)
+        total[i] = (float)sum[i];
+    CHECK(op_distance(total, whole.call.din[1], DTYPE_F32, op_run_count(&whole, 1)) < 1e-6,
+          "%s: gradients of keys and values do not add up", spec->name);
+    free(total);
+    free(sum);
+    op_run_free(&whole);
+}
+
+static void test_attention_of_ranks(void **state)
+{
+    struct backend *be = make_backend(1);
+
+    (void)state;
+    for (size_t k = 0; k < n_op_cases; k++)
+        if (op_cases[k].op == OP_ATTENTION)
+            check_attention_split(be, &op_cases[k]);
+    be->ops->destroy(be);
+}
+
+/* Attention dropout against a plain computation with the promised draws. Keys start at sample 6: not a
+ * multiple of four, so blocks of draws straddle. */
+static void test_attention_draws(void **state)
+{
+    enum { ROWS = 3, KEYS = 11, WIDTH = 4, HEADS = 2, HEAD = WIDTH / HEADS };
+    struct op_case spec = {.name = "attention",
+                           .op = OP_ATTENTION,
+                           .attr.attention = {HEADS, 0.4f, 8, 6},
+                           .n_inputs = 2,
+                           .in = {{FILL_UNIT, shape2(ROWS, WIDTH)}, {FILL_UNIT, shape2(KEYS, 2 * WIDTH)}},
+                           .first = 9,
+                           .total = 100};
+    struct backend *be = make_backend(1);
+    struct op_run r;
+
+    (void)state;
+    op_run_init(&r, be, &spec, 1);
+    op_run_forward(&r);
+    for (int i = 0; i < ROWS; i++) {
+        for (int h = 0; h < HEADS; h++) {
+            const float *q = (float *)r.call.in[0] + i * WIDTH + h * HEAD,
+                        *kv = (float *)r.call.in[1] + h * HEAD;
+            double sum = 0, want[HEAD] = {0};
+
+            for (int j = 0; j < KEYS; j++) {
+                const float *key = kv + (ptrdiff_t)j * 2 * WIDTH, *value = key + WIDTH;
+                double w = exp((q[0] * key[0] + q[1] * key[1]) / sqrt(HEAD));
+                struct philox_block b = philox(philox_make_key(r.step.seed, 8), (uint32_t)(6 + j) / 4,
+                                               (uint32_t)(9 + i), (uint32_t)r.step.step, (uint32_t)h);
+
+                sum += w;
+                if (b.v[(6 + j) % 4] >= philox_threshold(0.4f))
+                    for (int d = 0; d < HEAD; d++)
+                        want[d] += w * value[d] / (1 - 0.4);
+            }
+            for (int d = 0; d < HEAD; d++)
+                assert_true(fabs(((float *)r.call.out)[i * WIDTH + h * HEAD + d] - want[d] / sum) < 1e-5);
+        }
+    }
+    op_run_free(&r);
+    be->ops->destroy(be);
+}
+
+/* ------------------------------------------------------------------ edges */
+
+/* A rank without rows: every operator over rows runs, and what it defines (gradients of parameters, sums, the
+ * loss) is zero. */
+static void test_no_rows(void **state)
+{
+    struct backend *be = make_backend_with_threads(2);
+
+    (void)state;
+    for (size_t k = 0; k < n_op_cases; k++) {
+        struct op_case spec = op_cases[k];
+        struct op_run r;
+
+        if (spec.op == OP_CONCAT_ROWS || spec.op == OP_SLICE_ROWS || spec.op == OP_ADD)
+            continue; /* below */
+        spec.in[0].shape.dims[0] = 0;
+        if (spec.op == OP_SOFTMAX_XENT)
+            spec.in[1].shape.dims[0] = 0;
+        if (spec.op == OP_BN_APPLY && spec.n_inputs > 6)
+            spec.in[6].shape.dims[0] = 0;
+        run_whole(&r, be, &spec);
+        for (int64_t j = 0; j < op_run_count(&r, -1); j++)
+            CHECK(op_value(r.call.out, r.node.dtype, j) == 0, "%s: not zero without rows", spec.name);
+        for (int i = 0; i < r.node.n_inputs; i++)
+            for (int64_t j = 0; (op_run_grad_mask(&r) >> i & 1) && r.call.din[i] && j < op_run_count(&r, i);
+                 j++)
+                CHECK(op_value(r.call.din[i], r.node.in[i]->dtype, j) == 0,
+                      "%s: gradient of input %d not zero without rows", spec.name, i);
+        op_run_free(&r);
+    }
+    be->ops->destroy(be);
+}
+
+static void test_no_rows_of_copies(void **state)
+{
+    const struct op_case specs[] = {
+        {.name = "add",
+         .op = OP_ADD,
+         .n_inputs = 2,
+         .in = {{FILL_UNIT, shape2(0, 3)}, {FILL_UNIT, shape2(0, 3)}}},
+        {.name = "slice_rows", .op = OP_SLICE_ROWS, .n_inputs = 1, .in = {{FILL_UNIT, shape2(0, 3)}}},
+        {.name = "concat_rows, one empty",
+         .op = OP_CONCAT_ROWS,
+         .n_inputs = 2,
+         .in = {{FILL_UNIT, shape2(0, 3)}, {FILL_UNIT, shape2(2, 3)}}},
+        {.name = "concat_rows, both empty",
+         .op = OP_CONCAT_ROWS,
+         .n_inputs = 2,
+         .in = {{FILL_UNIT, shape2(0, 3)}, {FILL_UNIT, shape2(0, 3)}}},
+    };
+    struct backend *be = make_backend(1);
+
+    (void)state;
+    for (size_t k = 0; k < sizeof(specs) / sizeof(specs[0]); k++) {
+        struct op_run r;
+
+        run_whole(&r, be, &specs[k]);
+        op_run_free(&r);
+    }
+    be->ops->destroy(be);
+}
+
+/* Labels go through concat_rows too. */
+static void test_concat_of_integers(void **state)
+{
+    const struct op_case spec = {.name = "concat_rows",
+                                 .op = OP_CONCAT_ROWS,
+                                 .n_inputs = 2,
+                                 .in = {{FILL_TARGETS, shape1(3)}, {FILL_TARGETS, shape1(2)}}};
+    struct backend *be = make_backend(1);
+    struct op_run r;
+
+    (void)state;
+    op_run_init(&r, be, &spec, 1);
+    for (int i = 0; i < 5; i++)
+        ((int32_t *)r.call.in[i / 3])[i % 3] = 100 + i;
+    op_run_forward(&r);
+    for (int i = 0; i < 5; i++)
+        assert_int_equal(((int32_t *)r.call.out)[i], 100 + i);
+    op_run_free(&r);
+    be->ops->destroy(be);
+}
+
+static void expect_error(struct op_run *r, const char *part)
+{
+    struct err e = ERR_INIT;
+
+    assert_int_equal(r->kernel->forward(&r->call, &e), -1);
+    CHECK(strstr(e.msg, part), "%s: \"%s\" does not say \"%s\"", r->spec->name, e.msg, part);
+}
+
+static void test_bad_input(void **state)
+{
+    const struct op_case xent = {.name = "xent",
+                                 .op = OP_SOFTMAX_XENT,
+                                 .attr.xent = {4},
+                                 .n_inputs = 2,
+                                 .in = {{FILL_UNIT, shape2(4, 10)}, {FILL_TARGETS, shape1(4)}}};
+    struct op_case drop = {.name = "dropout",
+                           .op = OP_DROPOUT,
+                           .attr.dropout = {0.5f, 1},
+                           .n_inputs = 1,
+                           .in = {{FILL_UNIT, shape2(4, 10)}}};
+    struct backend *be = make_backend(1);
+    struct err e = ERR_INIT;
+    struct op_run r;
+
+    (void)state;
+    op_run_init(&r, be, &xent, 1);
+    ((int32_t *)r.call.in[1])[2] = 10;
+    expect_error(&r, "target of row 2 is 10; accepted: 0 to 9");
+    ((int32_t *)r.call.in[1])[2] = -1;
+    expect_error(&r, "target of row 2 is -1; accepted: 0 to 9");
+    op_run_free(&r);
+    op_run_init(&r, be, &drop, 1);
+    r.rows.local = 3;
+    expect_error(&r, "4 rows; the rank has 3");
+    op_run_free(&r);
+    be->ops->destroy(be);
+    assert_null(cpu_backend_create(0, &e));
+    assert_non_null(strstr(e.msg, "0 threads"));
+}
+
+/* NaN in, NaN out: a broken activation must reach the loss and be noticed there. */
+static void test_nan_passes_through(void **state)
+{
+    struct backend *be = make_backend(1);
+
+    (void)state;
+    for (size_t k = 0; k < n_op_cases; k++) {
+        const struct op_case *spec = &op_cases[k];
+        bool seen = false;
+        struct op_run r;
+
+        if (spec->op == OP_DROPOUT || spec->op == OP_SLICE_ROWS || spec->op == OP_SHORTCUT_PAD ||
+            (spec->op == OP_CONV2D && spec->attr.conv.stride > spec->attr.conv.kernel))
+            continue; /* these may leave an element out */
+        op_run_init(&r, be, spec, 1);
+        ((float *)r.call.in[0])[0] = NAN;
+        op_run_forward(&r);
+        for (int64_t j = 0; j < op_run_count(&r, -1); j++)
+            seen |= isnan(op_value(r.call.out, r.node.dtype, j));
+        CHECK(seen, "%s: a NaN is lost", spec->name);
+        op_run_free(&r);
+    }
+    be->ops->destroy(be);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_same_bits_for_any_threads),
+        cmocka_unit_test(test_same_bits_when_repeated),
+        cmocka_unit_test(test_dropout_rate),
+        cmocka_unit_test(test_dropout_draws),
+        cmocka_unit_test(test_dropout_differs),
+        cmocka_unit_test(test_dropout_of_ranks),
+        cmocka_unit_test(test_attention_of_ranks),
+        cmocka_unit_test(test_attention_draws),
+        cmocka_unit_test(test_no_rows),
+        cmocka_unit_test(test_no_rows_of_copies),
+        cmocka_unit_test(test_concat_of_integers),
+        cmocka_unit_test(test_bad_input),
+        cmocka_unit_test(test_nan_passes_through),
+    };
+
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
