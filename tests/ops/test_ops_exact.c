@@ -54,24 +54,29 @@ static void run_whole(struct op_run *r, struct backend *be, const struct op_case
     op_run_backward(r);
 }
 
-/* Bitwise, but for the gradient of convolution weights when thread counts differ (cpu_conv.c). */
-static void check_same(const struct op_run *a, const struct op_run *b, bool weights_may_round)
+static void check_tensor(const struct op_run *a, const void *x, const void *y, const struct node *n,
+                         bool rounding, const char *what, int i)
 {
-    const unsigned mask = op_run_grad_mask(a);
-    const size_t out_bytes = (size_t)op_run_count(a, -1) * dtype_bytes(a->node.dtype);
+    const int64_t count = shape_count(n->shape);
+    const size_t bytes = (size_t)count * dtype_bytes(n->dtype);
 
-    if (out_bytes)
-        CHECK(memcmp(a->call.out, b->call.out, out_bytes) == 0, "%s: outputs differ", a->spec->name);
-    for (int i = 0; i < a->node.n_inputs; i++) {
-        if (!(mask >> i & 1) || !in_bytes(a, i))
-            continue;
-        if (weights_may_round && a->spec->op == OP_CONV2D && i == 1)
-            CHECK(op_distance(a->call.din[i], b->call.din[i], DTYPE_F32, op_run_count(a, i)) < 1e-6,
-                  "%s: weight gradients differ by more than rounding", a->spec->name);
-        else
-            CHECK(memcmp(a->call.din[i], b->call.din[i], in_bytes(a, i)) == 0,
-                  "%s: gradients of input %d differ", a->spec->name, i);
-    }
+    if (rounding)
+        CHECK(op_distance(x, y, n->dtype, count) < 1e-6, "%s: %s %d differ by more than rounding",
+              a->spec->name, what, i);
+    else if (bytes)
+        CHECK(memcmp(x, y, bytes) == 0, "%s: %s %d differ", a->spec->name, what, i);
+}
+
+/* Bitwise, but for convolutions by different numbers of threads (cpu_conv.c). */
+static void check_same(const struct op_run *a, const struct op_run *b, bool threads_differ)
+{
+    const bool rounding = threads_differ && a->spec->op == OP_CONV2D;
+    const unsigned mask = op_run_grad_mask(a);
+
+    check_tensor(a, a->call.out, b->call.out, &a->node, rounding, "outputs", 0);
+    for (int i = 0; i < a->node.n_inputs; i++)
+        if (mask >> i & 1)
+            check_tensor(a, a->call.din[i], b->call.din[i], a->node.in[i], rounding, "gradients of input", i);
 }
 
 static void compare_threads(int threads_a, int threads_b)

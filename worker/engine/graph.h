@@ -30,7 +30,7 @@ struct node {
     struct shape shape;
     enum dtype dtype;
     unsigned bwd_reads;
-    bool needs_grad;     /* some trainable parameter lies upstream (or is it) */
+    bool needs_grad;     /* training graph, and a trainable parameter lies upstream (or is it) */
     struct param *param; /* OP_PARAM */
 };
 

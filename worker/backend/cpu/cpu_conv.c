@@ -1,10 +1,10 @@
 /* cpu_conv - operators that look at pixels: convolution, max pooling, mean over pixels, the parameter-free
  * shortcut.
  *
- * Convolution is oneDNN's direct algorithm on NHWC activations (dn.h); forward and backward for data give the
- * same bits for every number of threads, backward for weights does not: oneDNN splits that sum among its
- * threads. It is repeatable for one number of threads. oneDNN defines gradients only, so where one is to be
- * added to, it is made in scratch and added.
+ * Convolution is oneDNN's direct algorithm on NHWC activations (dn.h). It is repeatable for one number of
+ * threads, but its bits may depend on that number: backward for weights splits its sum among the threads, and
+ * oneDNN 3 cuts backward for data differently too (2.6 does not). oneDNN defines gradients only, so where one
+ * is to be added to, it is made in scratch and added.
  *
  * Scratch of conv2d: [dn's | gradient of x]. Letters: n samples, H×W and Ho×Wo pixels, C channels, k kernel.
  */

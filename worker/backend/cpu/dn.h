@@ -44,7 +44,8 @@ int dn_conv_backward_data(struct dn_conv *c, const float *dy, const float *w, fl
 int dn_conv_backward_weights(struct dn_conv *c, const float *x, const float *dy, void *scratch,
                              const float **dw, struct err *e);
 
-/* c (m,n) = alpha·op(a)·op(b) + beta·c, row-major; m, n, k >= 1. */
+/* c (m,n) = alpha·op(a)·op(b) + beta·c, row-major; m, n, k >= 1. oneDNN takes room for packing from malloc.
+ */
 int dn_sgemm(char ta, char tb, int64_t m, int64_t n, int64_t k, float alpha, const float *a, int64_t lda,
              const float *b, int64_t ldb, float beta, float *c, int64_t ldc, struct err *e);
 
