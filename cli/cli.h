@@ -33,7 +33,8 @@ struct cli_options {
     char *state, *user;     /* list */
     int64_t limit;          /* list; 0 = all */
     bool follow;            /* logs */
-    int64_t rank, tail;     /* logs; -1 = not given */
+    char *rank;             /* logs; a number or "launcher" */
+    int64_t tail;           /* logs; -1 = not given */
     struct conf_list names; /* metrics */
     int64_t since_step;     /* metrics; -1 = not given */
     bool plot;              /* metrics */

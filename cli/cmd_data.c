@@ -56,7 +56,7 @@ static void print_log(const struct cli *cli, const cJSON *entry)
     size_t cap = strlen(text->valuestring) + 1;
     char *clean = xmalloc(cap);
     output_text(clean, cap, text->valuestring);
-    if (cJSON_IsNumber(rank) && cli->opts.rank < 0)
+    if (cJSON_IsNumber(rank) && !cli->opts.rank)
         printf("[%.0f] %s\n", rank->valuedouble, clean);
     else
         printf("%s\n", clean);
@@ -64,13 +64,34 @@ static void print_log(const struct cli *cli, const cJSON *entry)
     fflush(stdout);
 }
 
-static cJSON *logs_params(const struct cli *cli, int64_t id)
+/* --rank: a number, or "launcher" for what mpirun and the ranks printed themselves. NULL when it is neither.
+ */
+static cJSON *rank_param(const char *text, struct err *e)
 {
-    cJSON *params = cJSON_CreateObject();
+    char *end;
+    long v = strtol(text, &end, 10);
+
+    if (strcmp(text, "launcher") == 0)
+        return cJSON_CreateString(text);
+    if (*text >= '0' && *text <= '9' && !*end && v <= 65535)
+        return cJSON_CreateNumber((double)v);
+    err_set_kind(e, ERR_USAGE, "--rank: '%s' found, a whole number from 0 to 65535 or 'launcher' is accepted",
+                 text);
+    return NULL;
+}
+
+/* NULL with an error when an option is wrong. */
+static cJSON *logs_params(const struct cli *cli, int64_t id, struct err *e)
+{
+    cJSON *params, *rank = cli->opts.rank ? rank_param(cli->opts.rank, e) : NULL;
+
+    if (cli->opts.rank && !rank)
+        return NULL;
+    params = cJSON_CreateObject();
 
     cJSON_AddNumberToObject(params, "id", (double)id);
-    if (cli->opts.rank >= 0)
-        cJSON_AddNumberToObject(params, "rank", (double)cli->opts.rank);
+    if (rank)
+        cJSON_AddItemToObject(params, "rank", rank);
     if (cli->opts.tail >= 0)
         cJSON_AddNumberToObject(params, "tail", (double)cli->opts.tail);
     if (cli->opts.follow)
@@ -109,22 +130,13 @@ static int follow_logs(const struct cli *cli, struct client *c, struct err *e)
     return rc;
 }
 
-static int cmd_logs(struct cli *cli, struct err *e)
+/* Takes ownership of params. */
+static int show_logs(const struct cli *cli, struct client *c, cJSON *params, struct err *e)
 {
-    int64_t id = 0;
-
-    if (cli_job_id(cli, 0, &id, e) < 0)
-        return -1;
-    char *address = cli_address(cli);
-    struct client *c = client_connect(address, e);
-    free(address);
-    if (!c)
-        return -1;
-    if (cli->opts.follow)
-        follow_block_signals();
-    cJSON *result = client_call(c, "job.logs", logs_params(cli, id), CLI_CALL_MS, NULL, e);
+    cJSON *result = client_call(c, "job.logs", params, CLI_CALL_MS, NULL, e);
     const cJSON *lines = result ? json_find(result, "lines") : NULL, *line;
     int rc = result ? EXIT_DONE : -1;
+
     if (result && cli->opts.json && !cli->opts.follow)
         output_json(result);
     else
@@ -132,7 +144,27 @@ static int cmd_logs(struct cli *cli, struct err *e)
     if (result && cli->opts.follow)
         rc = follow_logs(cli, c, e);
     cJSON_Delete(result);
+    return rc;
+}
+
+static int cmd_logs(struct cli *cli, struct err *e)
+{
+    int64_t id = 0;
+    cJSON *params = cli_job_id(cli, 0, &id, e) == 0 ? logs_params(cli, id, e) : NULL;
+
+    if (!params)
+        return -1;
+    if (cli->opts.follow)
+        follow_block_signals();
+    char *address = cli_address(cli);
+    struct client *c = client_connect(address, e);
+    int rc = -1;
+    if (c)
+        rc = show_logs(cli, c, params, e);
+    else
+        cJSON_Delete(params);
     client_close(c);
+    free(address);
     return rc;
 }
 
@@ -239,7 +271,7 @@ static const struct conf_option validate_rows[] = {CLI_OPTION_SET};
 
 static const struct conf_option logs_rows[] = {
     {"follow", 'f', CONF_FLAG, OPT(follow), NULL, NULL, 0, 0, "go on with new lines until the job ends"},
-    {"rank", 0, CONF_INT, OPT(rank), "R", NULL, 0, 65535, "only this rank's log"},
+    {"rank", 0, CONF_STR, OPT(rank), "R", NULL, 0, 0, "only this rank's log, or the launcher's"},
     {"tail", 0, CONF_INT, OPT(tail), "N", NULL, 0, 1000000, "only the last N lines"},
 };
 

@@ -120,7 +120,7 @@ static int cmd_submit(struct cli *cli, struct err *e)
 
 /* --- list --- */
 
-static cJSON *list_params(const struct cli *cli, const char *cursor)
+static cJSON *list_params(const struct cli *cli, int64_t limit, const char *cursor)
 {
     cJSON *params = cJSON_CreateObject();
 
@@ -128,8 +128,8 @@ static cJSON *list_params(const struct cli *cli, const char *cursor)
         cJSON_AddStringToObject(params, "state", cli->opts.state);
     if (cli->opts.user)
         cJSON_AddStringToObject(params, "user", cli->opts.user);
-    if (cli->opts.limit)
-        cJSON_AddNumberToObject(params, "limit", (double)cli->opts.limit);
+    if (limit)
+        cJSON_AddNumberToObject(params, "limit", (double)limit);
     if (cursor)
         cJSON_AddRawToObject(params, "cursor", cursor);
     return params;
@@ -142,7 +142,8 @@ static cJSON *list_jobs(struct cli *cli, struct err *e)
     char *cursor = NULL;
 
     do {
-        cJSON *page = cli_call(cli, "job.list", list_params(cli, cursor), e);
+        int64_t left = cli->opts.limit ? cli->opts.limit - cJSON_GetArraySize(all) : 0;
+        cJSON *page = cli_call(cli, "job.list", list_params(cli, left, cursor), e);
         cJSON *jobs = page ? json_find(page, "jobs") : NULL;
         free(cursor);
         cursor = NULL;
@@ -296,20 +297,22 @@ static int cmd_show(struct cli *cli, struct err *e)
 
 /* --- one request about one job --- */
 
-/* Prints the result's `key` (a sentence or a state). */
+/* Prints the result's `key` (a sentence or a state). A job that runs on until its ranks have stopped is
+ * called "cancelling", which is no state. */
 static int ask(struct cli *cli, const char *method, const char *key, struct err *e)
 {
     cJSON *params = cli_id_params(cli, e);
     cJSON *result = params ? cli_call(cli, method, params, e) : NULL;
+    char text[1024];
 
     if (!result)
         return -1;
     if (cli->opts.json) {
         output_json(result);
     } else {
-        char text[1024];
+        bool cancelling = cJSON_IsTrue(json_find(result, "cancelling"));
         output_text(text, sizeof text, text_of(result, key));
-        printf("%s\n", text);
+        printf("%s\n", cancelling && strcmp(text, "cancelled") != 0 ? "cancelling" : text);
     }
     cJSON_Delete(result);
     return EXIT_DONE;

@@ -236,7 +236,7 @@ static void print_error(const struct cli *cli, const struct err *e)
 
 int main(int argc, char **argv)
 {
-    struct cli cli = {.opts = {.rank = -1, .tail = -1, .since_step = -1}};
+    struct cli cli = {.opts = {.tail = -1, .since_step = -1}};
     struct err e = ERR_INIT;
     int rc = dispatch(&cli, argc, argv, &e);
 

@@ -39,6 +39,8 @@ void output_duration(char *out, size_t cap, double s)
     long long t = llround(s);
     if (s < 0.9995)
         snprintf(out, cap, "%.0f ms", s * 1000);
+    else if (s < 9.95)
+        snprintf(out, cap, "%.1f s", s);
     else if (t < 60)
         snprintf(out, cap, "%lld s", t);
     else if (t < 3600)

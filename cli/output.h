@@ -36,7 +36,7 @@ void output_json(const cJSON *v);
  * border. */
 void output_text(char *out, size_t cap, const char *text);
 
-/* "850 ms" "45 s" "3 m 20 s" "1 h 02 m" "2 d 03 h"; "-" when unknown (NaN or negative). */
+/* "850 ms" "4.2 s" "45 s" "3 m 20 s" "1 h 02 m" "2 d 03 h"; "-" when unknown (NaN or negative). */
 void output_duration(char *out, size_t cap, double s);
 
 /* "12.3" "4510" "-": three to four digits. */
@@ -57,7 +57,7 @@ void output_progress_show(struct output_progress *o, const struct progress *p);
 /* Clears the self-updating line before something else is printed. */
 void output_progress_clear(struct output_progress *o);
 
-/* The text of a progress line: "[####....]  50 %  step 5/10  epoch 1/2  loss 0.51  900 images/s  ETA 3 s".
+/* The text of a progress line: "[####....]  50 %  step 5/10  epoch 1/2  loss 0.51  900 images/s  ETA 3.0 s".
  * The bar is left out when bar_cells is 0. */
 void output_progress_text(const struct progress *p, int bar_cells, char *out, size_t cap);
 

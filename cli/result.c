@@ -84,8 +84,11 @@ static void print_best(FILE *out, const cJSON *result)
 static void print_speed(FILE *out, const cJSON *result)
 {
     const cJSON *rate = json_find(result, "images_per_s"), *size = json_find(result, "world_size");
-    const cJSON *wall = json_find(result, "wall_s");
+    const cJSON *wall = json_find(result, "wall_s"), *timings = json_find(result, "timings");
     char text[96], number[32];
+
+    if (!cJSON_IsNumber(wall) && cJSON_IsObject(timings))
+        wall = json_find(timings, "total_s");
 
     if (cJSON_IsNumber(rate)) {
         output_rate(number, sizeof number, rate->valuedouble);

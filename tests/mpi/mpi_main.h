@@ -9,16 +9,27 @@
 #include <cmocka.h>
 #include <mpi.h>
 
+#ifdef __SANITIZE_ADDRESS__
+#include <sanitizer/lsan_interface.h>
+#else
+static inline void __lsan_do_leak_check(void) {}
+#endif
+
 enum { TEST_TIMEOUT_MS = 60000 };
 
-/* A rank whose test failed ends the job at once: the others may be waiting for it in a collective. */
+/* A rank whose test failed ends the job at once: the others may be waiting for it in a collective. Leaks are
+ * looked for before MPI_Finalize(): afterwards Open MPI's components are unloaded, and what they leak has no
+ * name to suppress it by. */
 #define MPI_TEST_MAIN(tests)                                                                                 \
     int main(int argc, char **argv)                                                                          \
     {                                                                                                        \
+        __lsan_disable(); /* Open MPI's components leak, and some are unloaded at once */                    \
         MPI_Init(&argc, &argv);                                                                              \
+        __lsan_enable();                                                                                     \
         int n_failed = cmocka_run_group_tests(tests, NULL, NULL);                                            \
         if (n_failed)                                                                                        \
             MPI_Abort(MPI_COMM_WORLD, 1);                                                                    \
+        __lsan_do_leak_check();                                                                              \
         MPI_Finalize();                                                                                      \
         return 0;                                                                                            \
     }

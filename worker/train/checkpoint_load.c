@@ -140,10 +140,13 @@ static int check_belongs(const struct checkpoint *c, const struct opened *o, str
     const cJSON *spec = json_get_obj(o->manifest, "", "spec", e);
     const char *data;
 
-    if (!spec || json_get_str(o->manifest, "", "data", &data, e) < 0 || spec_match(spec, c->spec, e) < 0)
+    if (!spec || json_get_str(o->manifest, "", "data", &data, e) < 0)
+        return -1;
+    if (spec_match(spec, c->spec, e) < 0)
         return -1;
     if (strcmp(data, c->data_hash) != 0)
-        return err_set(e, "the data have checksum %s, those of the checkpoint had %s", c->data_hash, data);
+        return err_set_kind(e, ERR_SPEC, "the data have checksum %s, those of the checkpoint had %s",
+                            c->data_hash, data);
     return 0;
 }
 

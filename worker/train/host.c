@@ -59,6 +59,7 @@ int host_threads(struct comm *comm, int wanted, int *n_threads, struct err *e)
 
     if (count_sharing(comm, &sharing, e) < 0)
         return -1;
+    ASSERT(sharing >= 1); /* this rank itself */
     int fair = host_cores() / sharing;
     *n_threads = wanted > 0 ? wanted : from_env() > 0 ? from_env() : fair < 1 ? 1 : fair;
     return 0;

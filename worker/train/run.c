@@ -45,8 +45,10 @@ enum run_exit run_exit_of(const struct err *e)
 static int open_run_dir(struct run *r, struct err *e)
 {
     const struct run_cfg *cfg = &r->cfg;
-    int rc = r->rank0 ? rundir_claim(cfg->run_dir, cfg->resume, cfg->resolved, e) : 0;
+    int rc = r->rank0 ? rundir_claim(cfg->run_dir, cfg->resume, e) : 0;
 
+    if (r->rank0 && rc == 0 && !cfg->resume)
+        rc = rundir_write_spec(cfg->run_dir, cfg->resolved, e);
     if (agree_outcome_rank0(cfg->comm, rc, e) < 0)
         return -1;
     r->claimed = true;
@@ -98,8 +100,11 @@ static int open_trainer(struct run *r, struct err *e)
 
     log_info(&r->log, "job \"%s\" (%s), version %s, %d ranks, %d threads a rank, pid %ld", cfg->spec->name,
              cfg->task->name, BF_VERSION, cfg->comm->size, r->n_threads, (long)getpid());
-    r->trainer = trainer_create(&tc, e);
-    return r->trainer ? 0 : -1;
+    if (!(r->trainer = trainer_create(&tc, e)))
+        return -1;
+    /* A run that goes on has its checkpoint now: only a spec that fits may take the place of the old one. */
+    int rc = r->rank0 ? rundir_begin(cfg->run_dir, cfg->resolved, e) : 0;
+    return agree_outcome_rank0(cfg->comm, rc, e);
 }
 
 /* result.json and the last word to the coordinator. */
@@ -138,6 +143,12 @@ static void say(struct run *r, enum log_level level, const char *text)
     log_write(&r->console, level, "%s", text);
 }
 
+/* A spec or command line that does not fit the run in the directory says nothing about that run. */
+static bool leaves_alone(const struct run *r, const struct err *e)
+{
+    return !r->claimed || (r->cfg.resume && !r->trainer && run_exit_of(e) == RUN_USAGE);
+}
+
 /* A failure that every rank knows: rank 0 tells it, others only log. */
 static enum run_exit fail_together(struct run *r, const struct err *e)
 {
@@ -147,7 +158,7 @@ static enum run_exit fail_together(struct run *r, const struct err *e)
         say(r, LOG_ERROR, e->msg);
     else if (r->claimed)
         log_error(&r->log, "%s", e->msg);
-    if (r->rank0 && r->claimed && write_result(r, "failed", e->msg, &later) < 0)
+    if (r->rank0 && !leaves_alone(r, e) && write_result(r, "failed", e->msg, &later) < 0)
         say(r, LOG_ERROR, later.msg);
     comm_barrier(r->cfg.comm, NULL); /* nobody leaves before the result is written: see end_orderly() */
     return run_exit_of(e);

@@ -2,7 +2,7 @@
  * result.
  *
  * Whatever happens after the run directory was claimed, result.json says how it ended; a directory that was
- * refused is not touched.
+ * refused is not touched, and neither is the result of a run that this spec cannot go on with.
  */
 #ifndef TRAIN_RUN_H
 #define TRAIN_RUN_H

@@ -9,7 +9,7 @@
 
 static int refuse_other_run(const char *dir, struct err *e)
 {
-    static const char *const traces[] = {"metrics.jsonl", "result.json", "model.safetensors", "checkpoints"};
+    static const char *const traces[] = {"metrics.jsonl", "model.safetensors", "checkpoints"};
 
     for (size_t i = 0; i < sizeof traces / sizeof *traces; i++) {
         char *path = fs_join(dir, traces[i]);
@@ -34,7 +34,7 @@ static bool holds_same(const char *path, const cJSON *doc)
     return same;
 }
 
-static int write_spec(const char *dir, const cJSON *resolved, struct err *e)
+int rundir_write_spec(const char *dir, const cJSON *resolved, struct err *e)
 {
     char *path = fs_join(dir, "job.json");
     int rc = 0;
@@ -45,18 +45,25 @@ static int write_spec(const char *dir, const cJSON *resolved, struct err *e)
         free(text);
     }
     free(path);
-    return rc;
+    return rc < 0 ? err_wrap(e, "run directory %s", dir) : 0;
 }
 
-int rundir_claim(const char *dir, bool resume, const cJSON *resolved, struct err *e)
+int rundir_begin(const char *dir, const cJSON *resolved, struct err *e)
+{
+    char *result = fs_join(dir, "result.json");
+    int rc = fs_remove_tree(result, e);
+
+    free(result);
+    return rc < 0 ? rc : rundir_write_spec(dir, resolved, e);
+}
+
+int rundir_claim(const char *dir, bool resume, struct err *e)
 {
     if (!resume && refuse_other_run(dir, e) < 0)
         return -1;
     char *log = fs_join(dir, "log");
     int rc = fs_mkdir_p(log, e);
     free(log);
-    if (rc == 0)
-        rc = write_spec(dir, resolved, e);
     return rc < 0 ? err_wrap(e, "run directory %s", dir) : 0;
 }
 

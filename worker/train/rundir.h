@@ -9,10 +9,17 @@
 #include <stdbool.h>
 #include "common/err.h"
 
-/* Rank 0: creates the directory and log/, and writes the resolved spec to job.json unless it is there
- * already. Refuses a directory that holds what an earlier run left (anything of the above but job.json and
- * log/, which launchers write before us), unless `resume`. */
-int rundir_claim(const char *dir, bool resume, const cJSON *resolved, struct err *e);
+/* Rank 0: creates the directory and log/. Refuses a directory that holds what an earlier run left (metrics,
+ * weights or checkpoints; launchers write job.json and log/ before us, and a run that failed before its first
+ * step leaves no more than a result), unless `resume`. */
+int rundir_claim(const char *dir, bool resume, struct err *e);
+
+/* Rank 0: writes the resolved spec to job.json unless it says the same already. */
+int rundir_write_spec(const char *dir, const cJSON *resolved, struct err *e);
+
+/* Rank 0, when the first step is about to be made: the spec is this run's, and a result that an earlier
+ * attempt left goes, so that result.json, where there is one, tells how the last attempt ended. */
+int rundir_begin(const char *dir, const cJSON *resolved, struct err *e);
 
 /* Opens DIR/log/rank-0003.log for appending, creating log/ (a host of its own may not see rank 0's). Returns
  * the descriptor or -1. */

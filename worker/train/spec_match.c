@@ -19,7 +19,7 @@ static int differs(const char *at, const cJSON *saved, const cJSON *now, struct 
         json_brief(saved, a);
     if (now)
         json_brief(now, b);
-    return err_set(e, "%s is %s in the checkpoint and %s in this job", at, a, b);
+    return err_set_kind(e, ERR_SPEC, "%s is %s in the checkpoint and %s in this job", at, a, b);
 }
 
 static int match(char *at, size_t size, const cJSON *saved, const cJSON *now, struct err *e);

@@ -10,7 +10,7 @@
 #include <cjson/cJSON.h>
 #include "common/err.h"
 
-/* 0, or -1 with the first field that differs and both its values. */
+/* 0, or -1 (kind ERR_SPEC) with the first field that differs and both its values. */
 int spec_match(const cJSON *saved, const cJSON *now, struct err *e);
 
 #endif

@@ -125,8 +125,9 @@ static int broadcast_start(struct trainer *t, int *loaded, struct err *e)
 static int check_position(const struct trainer *t, struct err *e)
 {
     if (t->at.step > t->n_steps)
-        return err_set(
-            e, "the checkpoint is of step %lld, this job ends at step %lld (%lld epochs of %lld steps)",
+        return err_set_kind(
+            e, ERR_SPEC,
+            "the checkpoint is of step %lld, this job ends at step %lld (%lld epochs of %lld steps)",
             (long long)t->at.step, (long long)t->n_steps, (long long)t->cfg.spec->train.epochs,
             (long long)t->steps_per_epoch);
     if (t->dump.step && (t->dump.step <= t->at.step || t->dump.step > t->end_step))
@@ -184,6 +185,7 @@ struct trainer *trainer_create(const struct trainer_cfg *cfg, struct err *e)
         return NULL;
     }
     log_plan(t);
+    trainer_progress(t, "start");
     return t;
 }
 

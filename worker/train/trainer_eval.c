@@ -48,6 +48,17 @@ static int record_eval(struct trainer *t, const struct task_eval *v, const char 
     return recorder_write(&t->recorder, &r, e);
 }
 
+/* With batch norm per rank the running statistics differ between ranks, and rank 0's are what is saved: all
+ * evaluate with those, as torch's DistributedDataParallel does. */
+static int share_statistics(struct trainer *t, struct err *e)
+{
+    const struct params *ps = t->params;
+
+    if (t->cfg.spec->model.norm != NORM_BATCH || t->cfg.comm->size == 1)
+        return 0;
+    return comm_broadcast(t->cfg.comm, ps->buffers, ps->n_buffers * sizeof(float), 0, e);
+}
+
 /* *doc is replaced. Does nothing when the split does not exist. */
 static int evaluate(struct trainer *t, enum task_split split, bool record, struct task_eval *v, cJSON **doc,
                     struct err *e)
@@ -58,7 +69,7 @@ static int evaluate(struct trainer *t, enum task_split split, bool record, struc
     const char *before = t->phase;
 
     trainer_progress(t, "evaluate");
-    if (ops->evaluate(t->task, split, v, e) < 0)
+    if (share_statistics(t, e) < 0 || ops->evaluate(t->task, split, v, e) < 0)
         return err_wrap(e, "evaluation (%s) after step %lld", names[split], (long long)t->at.step);
     t->phase = before;
     t->eval_ns += clock_mono_ns() - from;

@@ -1,0 +1,358 @@
+/* actions - see actions.h. Stopping, reports and ends are in run.c.
+ *
+ * At a start the order is: placement → journal "starting" (token, attempt) → durable → run directory →
+ * launcher → journal "started" (process). A coordinator that dies in between leaves a "starting" without a
+ * process; the next one looks for processes that carry the token before it starts the same attempt again
+ * (take_up_starting).
+ */
+#include "daemon/actions.h"
+#include "common/clock.h"
+#include "daemon/conn.h"
+#include "daemon/run.h"
+#include "daemon/run_dir.h"
+#include "daemon/server.h"
+#include "daemon/worker_link.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/random.h>
+
+enum { RETRY_MS = 1000 };
+
+/* --- starting --- */
+
+static void fail_start(struct daemon *d, const struct job *job, const struct err *e)
+{
+    struct job_event ev;
+
+    job_event_init(&ev, JOB_EV_FAILED, job->id, clock_wall_ms(), "could not be started: %s", e->msg);
+    journal_append(d->journal, &ev, NULL, NULL);
+}
+
+static void tell_started(struct daemon *d, const struct job *job, const struct job_process *process)
+{
+    struct job_event ev;
+
+    if (process->pid)
+        job_event_init(&ev, JOB_EV_STARTED, job->id, clock_wall_ms(), "%s is running as process %lld",
+                       d->launcher->ops->name, (long long)process->pid);
+    else
+        job_event_init(&ev, JOB_EV_STARTED, job->id, clock_wall_ms(), "%s has started it",
+                       d->launcher->ops->name);
+    ev.process = *process;
+    journal_append(d->journal, &ev, NULL, NULL);
+}
+
+static int start_attempt(struct daemon *d, const struct job *job, const char *dir,
+                         struct job_process *process, struct err *e)
+{
+    struct launch_request rq = {.job = job->id,
+                                .attempt = job->attempt,
+                                .n_ranks = job->held_ranks,
+                                .run_dir = dir,
+                                .token = job->token};
+    char *spec = store_spec(d->store, job->id, e);
+    int rc = -1;
+
+    if (spec && run_dir_prepare(dir, spec, job->id, job->attempt, job->held_ranks, e) == 0) {
+        rq.resume = job->attempt > 1 || run_dir_has_run(dir);
+        rc = d->launcher->ops->start(d->launcher, &rq, process, e);
+    }
+    free(spec);
+    return rc;
+}
+
+static void launch(struct actions *a, const struct job *job)
+{
+    struct daemon *d = a->daemon;
+    struct run *r = run_find(a, job->id);
+    struct job_process process = {0};
+    struct err e = ERR_INIT;
+    char *dir = run_dir_path(d->options->state_dir, job->id);
+
+    if (!r)
+        r = run_create(a, job);
+    if (start_attempt(d, job, dir, &process, &e) < 0) {
+        r->ended = true;
+        fail_start(d, job, &e);
+    } else {
+        tell_started(d, job, &process);
+        run_watch_limit(r, job);
+    }
+    free(dir);
+}
+
+/* --- scheduling --- */
+
+static void on_retry(uv_timer_t *t)
+{
+    struct actions *a = t->data;
+
+    actions_wake(a);
+    actions_round_done(a);
+}
+
+static void on_placed(void *ctx, int code, int64_t id, const char *why)
+{
+    struct actions *a = ctx;
+
+    a->n_placing--;
+    if (!code || a->daemon->stopping)
+        return;
+    log_warn(&a->daemon->log, "job %lld is not started yet: %s", (long long)id, why);
+    uv_timer_start(&a->retry, on_retry, code == RPC_OVERLOADED ? RETRY_MS : 0, 0);
+}
+
+static int make_token(char out[JOB_TOKEN_BYTES])
+{
+    unsigned char raw[32];
+
+    if (getrandom(raw, sizeof raw, 0) != (ssize_t)sizeof raw)
+        return -1;
+    for (size_t i = 0; i < sizeof raw; i++)
+        snprintf(out + 2 * i, 3, "%02x", raw[i]);
+    return 0;
+}
+
+static void place(struct actions *a, const struct sched_placement *p)
+{
+    struct daemon *d = a->daemon;
+    const struct job *job = jobs_find(&d->jobs, p->id);
+    long long attempt = job->attempt + 1, attempts = job->max_restarts + 1;
+    struct job_event ev;
+
+    job_event_init(&ev, JOB_EV_STARTING, job->id, clock_wall_ms(),
+                   "starting with %lld rank%s on %s, attempt %lld of %lld", (long long)p->n_ranks,
+                   p->n_ranks == 1 ? "" : "s", d->node, attempt, attempts);
+    ev.attempt = attempt;
+    ev.n_ranks = p->n_ranks;
+    memcpy(ev.node, d->node, sizeof ev.node);
+    if (make_token(ev.token) < 0) {
+        log_error(&d->log, "job %lld is not started: the system gives no random numbers", (long long)job->id);
+        uv_timer_start(&a->retry, on_retry, RETRY_MS, 0);
+        return;
+    }
+    a->n_placing++;
+    journal_append(d->journal, &ev, on_placed, a);
+}
+
+struct sched_job *actions_queue(const struct actions *a, size_t *n)
+{
+    const struct jobs *js = &a->daemon->jobs;
+    struct sched_job *queue = xcalloc(js->n_active + 1, sizeof *queue);
+
+    *n = 0;
+    for (size_t i = 0; i < js->n_active; i++) {
+        const struct job *job = js->active[i];
+        if (job->state == JOB_QUEUED)
+            queue[(*n)++] = (struct sched_job){job->id, job->priority, job->n_ranks, job->min_ranks};
+    }
+    if (*n)
+        qsort(queue, *n, sizeof *queue, sched_compare);
+    return queue;
+}
+
+static void schedule(struct actions *a)
+{
+    struct daemon *d = a->daemon;
+    struct sched_inventory inv = {d->options->slots, d->options->slots - d->jobs.held_ranks};
+    size_t n;
+
+    if (!d->jobs.counts[JOB_QUEUED] || inv.free <= 0)
+        return;
+    struct sched_job *queue = actions_queue(a, &n);
+    struct sched_placement *out = xcalloc(n + 1, sizeof *out);
+    size_t n_out = sched_plan(queue, n, inv, out);
+    for (size_t i = 0; i < n_out; i++)
+        place(a, &out[i]);
+    free(out);
+    free(queue);
+}
+
+void actions_wake(struct actions *a)
+{
+    a->dirty = true;
+}
+
+void actions_round_done(struct actions *a)
+{
+    struct daemon *d = a->daemon;
+
+    /* Placements that are not durable yet are not in the inventory: look again when they are. */
+    if (!a->dirty || a->n_placing || d->draining || d->stopping)
+        return;
+    a->dirty = false;
+    schedule(a);
+}
+
+/* --- events --- */
+
+/* What the attempt that is over left as its result must not be taken for the next one's. */
+static void forget_result(struct daemon *d, const struct job *job)
+{
+    char *dir = run_dir_path(d->options->state_dir, job->id);
+    struct err e = ERR_INIT;
+
+    if (run_dir_forget_result(dir, &e) < 0)
+        log_warn(&d->log, "job %lld: %s", (long long)job->id, e.msg);
+    free(dir);
+}
+
+void actions_applied(struct actions *a, struct job *job, const struct job_event *ev)
+{
+    struct run *r = run_find(a, job->id);
+
+    log_info(&a->daemon->log, "job %lld %s: %s", (long long)job->id, job_state_name(job->state), ev->reason);
+    if (!job_state_holds_slots(job->state)) {
+        if (r)
+            run_release(a, r);
+        if (ev->type == JOB_EV_RESTARTING)
+            forget_result(a->daemon, job);
+        a->dirty = true;
+    } else if (ev->type == JOB_EV_STARTING) {
+        a->dirty = true; /* what was placed together with it is in the inventory now */
+        if (!a->daemon->stopping)
+            launch(a, job); /* else the next coordinator starts it */
+    } else if (ev->type == JOB_EV_CANCEL_REQUESTED && r) {
+        run_stop(r);
+    }
+    daemon_check_stop(a->daemon);
+}
+
+/* --- taking up after a restart --- */
+
+static void adopt(struct actions *a, const struct job *job, const struct job_process *process,
+                  const char *how)
+{
+    struct daemon *d = a->daemon;
+    char *dir = run_dir_path(d->options->state_dir, job->id);
+    struct launch_request rq = {.job = job->id,
+                                .attempt = job->attempt,
+                                .n_ranks = job->held_ranks,
+                                .run_dir = dir,
+                                .token = job->token};
+    struct run *r = run_create(a, job);
+
+    log_info(&d->log, "job %lld: %s", (long long)job->id, how);
+    d->launcher->ops->adopt(d->launcher, &rq, process);
+    run_watch_limit(r, job);
+    if (job->cancelling)
+        run_stop(r);
+    free(dir);
+}
+
+/* The start was decided; whether it happened is not known. */
+static void take_up_starting(struct actions *a, const struct job *job)
+{
+    struct daemon *d = a->daemon;
+    struct launch_request rq = {.job = job->id, .attempt = job->attempt, .token = job->token};
+    struct job_process process = {0};
+    struct run_result result;
+    char *dir = run_dir_path(d->options->state_dir, job->id);
+    enum launch_found found = d->launcher->ops->find(d->launcher, &rq, &process);
+
+    if (found == LAUNCH_FOUND) {
+        adopt(a, job, &process, "found running after a restart of the coordinator");
+        tell_started(d, job, &process);
+    } else if (found == LAUNCH_ORPHANS || job->cancelling || run_dir_result(dir, &result) == 0) {
+        adopt(a, job, &(struct job_process){0}, "ended while the coordinator was away");
+    } else {
+        log_info(&d->log, "job %lld: its start was decided and did not happen; starting it now",
+                 (long long)job->id);
+        launch(a, job);
+    }
+    free(dir);
+}
+
+void actions_take_up(struct actions *a)
+{
+    const struct jobs *js = &a->daemon->jobs;
+
+    for (size_t i = 0; i < js->n_active; i++) {
+        const struct job *job = js->active[i];
+        if (!job_state_holds_slots(job->state))
+            continue;
+        if (job->process.pid)
+            adopt(a, job, &job->process, "taken up after a restart of the coordinator");
+        else
+            take_up_starting(a, job);
+    }
+    a->dirty = true;
+    actions_round_done(a);
+}
+
+/* --- the rest --- */
+
+struct actions *actions_create(struct daemon *d)
+{
+    struct actions *a = xcalloc(1, sizeof *a);
+
+    a->daemon = d;
+    uv_timer_init(&d->loop, &a->retry);
+    a->retry.data = a;
+    return a;
+}
+
+static void on_closed(uv_handle_t *h)
+{
+    free(h->data);
+}
+
+void actions_destroy(struct actions *a)
+{
+    if (!a)
+        return;
+    while (a->runs)
+        run_release(a, a->runs);
+    uv_close((uv_handle_t *)&a->retry, on_closed);
+}
+
+int64_t actions_n_runs(const struct actions *a)
+{
+    return a->n_runs;
+}
+
+void actions_cancel_all(struct actions *a, const char *why)
+{
+    struct daemon *d = a->daemon;
+
+    for (size_t i = 0; i < d->jobs.n_active; i++) {
+        const struct job *job = d->jobs.active[i];
+        struct job_event ev;
+        if (!job_state_holds_slots(job->state) || job->cancelling)
+            continue;
+        job_event_init(&ev, JOB_EV_CANCEL_REQUESTED, job->id, clock_wall_ms(), "cancellation requested: %s",
+                       why);
+        snprintf(ev.user, sizeof ev.user, "the coordinator's shutdown");
+        journal_append(d->journal, &ev, NULL, NULL);
+    }
+}
+
+const struct progress *actions_latest(const struct actions *a, int64_t job)
+{
+    const struct run *r = run_find(a, job);
+
+    return r && r->has_progress ? &r->progress : NULL;
+}
+
+const cJSON *actions_latest_metrics(const struct actions *a, int64_t job)
+{
+    const struct run *r = run_find(a, job);
+
+    return r ? r->metrics : NULL;
+}
+
+bool actions_command(struct actions *a, int64_t job, const char *command)
+{
+    struct launcher *l = a->daemon->launcher;
+    struct run *r = run_find(a, job);
+    struct conn *c = r && r->link_id ? server_conn(a->daemon->server, r->link_id) : NULL;
+
+    if (l->ops->command)
+        return l->ops->command(l, job, command);
+    if (!c)
+        return false;
+    worker_link_command(c, command);
+    return true;
+}

@@ -1,0 +1,43 @@
+/* exit_reason - why an attempt ended, in a sentence for people, and what becomes of the job: a pure function.
+ *
+ * Evidence, the better first: what rank 0 said (worker.done), what it left (result.json), what the launcher
+ * printed about a rank, the exit status. The worker's exit statuses are a contract: 0 succeeded; 1 failed for
+ * a reason that it reported; 2 usage or invalid spec; 4 another rank was lost; 130 stopped on request.
+ *
+ * An error that the worker states would come again and is final. A lost rank, a killed launcher, or an end
+ * that nobody saw is nobody's statement: the job restarts from its newest checkpoint while attempts are left.
+ */
+#ifndef DAEMON_EXIT_REASON_H
+#define DAEMON_EXIT_REASON_H
+
+#include <stdbool.h>
+#include "daemon/job.h"
+
+struct exit_facts {
+    const struct job *job;                     /* cancelling, attempt, max_restarts, node */
+    const char *done_status, *done_reason;     /* of worker.done; NULL when it never came */
+    const char *result_status, *result_reason; /* of result.json; NULL when there is none */
+    bool status_known;                         /* false: it ended while nobody watched */
+    int status, signal;       /* of the launcher: exit status, or the signal that killed it (else 0) */
+    const char *launcher_log; /* what it printed in this attempt */
+    int64_t checkpoint_step;  /* newest, -1 = none */
+    int64_t step;             /* last one reported, -1 = none */
+    const char *stopped_for;  /* we ended it for this reason (a time limit); NULL = we did not */
+};
+
+struct exit_verdict {
+    enum job_event_type type; /* succeeded, failed, cancelled or restarting */
+    char reason[JOB_MAX_REASON];
+};
+
+void exit_decide(const struct exit_facts *f, struct exit_verdict *out);
+
+/* Finds the launcher's "process rank R … on node N exited on signal S (NAME)" and writes "rank R on N was
+ * killed by signal S (NAME)". False when the log says no such thing. */
+bool exit_parse_signal(const char *log, char *out, size_t size);
+
+/* The last line that a worker printed: what lies between the launcher's own dashed boxes. Where there is
+ * none, the first line in a box. "" for an empty log. */
+void exit_last_line(const char *log, char *out, size_t size);
+
+#endif

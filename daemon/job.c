@@ -1,0 +1,184 @@
+/* job - see job.h. */
+#include "daemon/job.h"
+
+#include <stdio.h>
+#include <string.h>
+
+static const char *const state_names[JOB_N_STATES] = {
+    [JOB_NEW] = "new",
+    [JOB_QUEUED] = "queued",
+    [JOB_STARTING] = "starting",
+    [JOB_RUNNING] = "running",
+    [JOB_SUCCEEDED] = "succeeded",
+    [JOB_FAILED] = "failed",
+    [JOB_CANCELLED] = "cancelled",
+    [JOB_PAUSED] = "paused",
+    [JOB_PREEMPTING] = "preempting",
+};
+
+static const char *const event_names[JOB_N_EVENTS] = {
+    [JOB_EV_SUBMITTED] = "submitted",
+    [JOB_EV_STARTING] = "starting",
+    [JOB_EV_STARTED] = "started",
+    [JOB_EV_ATTACHED] = "attached",
+    [JOB_EV_CHECKPOINTED] = "checkpointed",
+    [JOB_EV_CANCEL_REQUESTED] = "cancel_requested",
+    [JOB_EV_RESTARTING] = "restarting",
+    [JOB_EV_SUCCEEDED] = "succeeded",
+    [JOB_EV_FAILED] = "failed",
+    [JOB_EV_CANCELLED] = "cancelled",
+};
+
+/* JOB_NEW (0) in a cell means "not possible": nothing leads back to new. */
+static const unsigned char next[JOB_N_STATES][JOB_N_EVENTS] = {
+    [JOB_NEW] =
+        {
+            [JOB_EV_SUBMITTED] = JOB_QUEUED,
+        },
+    [JOB_QUEUED] =
+        {
+            [JOB_EV_STARTING] = JOB_STARTING,
+            [JOB_EV_CANCEL_REQUESTED] = JOB_CANCELLED,
+            [JOB_EV_FAILED] = JOB_FAILED,
+        },
+    [JOB_STARTING] =
+        {
+            [JOB_EV_STARTED] = JOB_STARTING,
+            [JOB_EV_ATTACHED] = JOB_RUNNING,
+            [JOB_EV_CHECKPOINTED] = JOB_STARTING,
+            [JOB_EV_CANCEL_REQUESTED] = JOB_STARTING,
+            [JOB_EV_RESTARTING] = JOB_QUEUED,
+            [JOB_EV_SUCCEEDED] = JOB_SUCCEEDED,
+            [JOB_EV_FAILED] = JOB_FAILED,
+            [JOB_EV_CANCELLED] = JOB_CANCELLED,
+        },
+    [JOB_RUNNING] =
+        {
+            [JOB_EV_STARTED] = JOB_RUNNING, /* rank 0 may speak before the launcher's pid is on disk */
+            [JOB_EV_ATTACHED] = JOB_RUNNING,
+            [JOB_EV_CHECKPOINTED] = JOB_RUNNING,
+            [JOB_EV_CANCEL_REQUESTED] = JOB_RUNNING,
+            [JOB_EV_RESTARTING] = JOB_QUEUED,
+            [JOB_EV_SUCCEEDED] = JOB_SUCCEEDED,
+            [JOB_EV_FAILED] = JOB_FAILED,
+            [JOB_EV_CANCELLED] = JOB_CANCELLED,
+        },
+};
+
+enum job_state job_next(enum job_state state, enum job_event_type event)
+{
+    enum job_state to = (enum job_state)next[state][event];
+
+    return to == JOB_NEW ? JOB_N_STATES : to;
+}
+
+bool job_state_is_final(enum job_state s)
+{
+    return s == JOB_SUCCEEDED || s == JOB_FAILED || s == JOB_CANCELLED;
+}
+
+bool job_state_holds_slots(enum job_state s)
+{
+    return s == JOB_STARTING || s == JOB_RUNNING;
+}
+
+const char *job_state_name(enum job_state s)
+{
+    return s < JOB_N_STATES ? state_names[s] : "?";
+}
+
+const char *job_event_name(enum job_event_type t)
+{
+    return t < JOB_N_EVENTS ? event_names[t] : "?";
+}
+
+int job_state_parse(const char *name, enum job_state *out, struct err *e)
+{
+    for (int s = JOB_QUEUED; s < JOB_N_STATES; s++)
+        if (strcmp(name, state_names[s]) == 0) {
+            *out = (enum job_state)s;
+            return 0;
+        }
+    return err_set(
+        e,
+        "\"%s\" found, accepted are queued, starting, running, succeeded, failed, cancelled, paused, "
+        "preempting",
+        name);
+}
+
+static void apply_submitted(struct job *job, const struct job_event *ev)
+{
+    *job = (struct job){
+        .id = ev->job,
+        .uid = ev->uid,
+        .n_ranks = ev->n_ranks,
+        .min_ranks = ev->min_ranks,
+        .max_restarts = ev->max_restarts,
+        .priority = ev->priority,
+        .time_limit_s = ev->time_limit_s,
+        .submitted_ms = ev->time_ms,
+        .checkpoint_step = -1,
+    };
+    memcpy(job->name, ev->name, sizeof job->name);
+    memcpy(job->user, ev->user, sizeof job->user);
+}
+
+static void apply_starting(struct job *job, const struct job_event *ev)
+{
+    job->attempt = ev->attempt;
+    job->held_ranks = ev->n_ranks;
+    memcpy(job->node, ev->node, sizeof job->node);
+    memcpy(job->token, ev->token, sizeof job->token);
+    if (!job->started_ms)
+        job->started_ms = ev->time_ms;
+}
+
+/* The attempt is over: it holds nothing any more. The node stays as the place where it last was. */
+static void clear_attempt(struct job *job)
+{
+    job->held_ranks = 0;
+    memset(job->token, 0, sizeof job->token);
+    job->process = (struct job_process){0};
+}
+
+int job_apply(struct job *job, const struct job_event *ev, struct err *e)
+{
+    enum job_state to = job_next(job->state, ev->type);
+
+    if (to == JOB_N_STATES)
+        return err_set(e, "job %lld is %s: \"%s\" is not possible there", (long long)ev->job,
+                       job_state_name(job->state), job_event_name(ev->type));
+    switch (ev->type) {
+    case JOB_EV_SUBMITTED:
+        apply_submitted(job, ev);
+        break;
+    case JOB_EV_STARTING:
+        apply_starting(job, ev);
+        break;
+    case JOB_EV_STARTED:
+        job->process = ev->process;
+        break;
+    case JOB_EV_CHECKPOINTED:
+        job->checkpoint_step = ev->step;
+        break;
+    case JOB_EV_CANCEL_REQUESTED:
+        job->cancelling = true;
+        memcpy(job->cancel_user, ev->user, sizeof job->cancel_user);
+        break;
+    default:
+        break;
+    }
+    if (ev->has_progress) {
+        job->has_progress = true;
+        job->progress = ev->progress;
+    }
+    if (!job_state_holds_slots(to))
+        clear_attempt(job);
+    if (job_state_is_final(to)) {
+        job->ended_ms = ev->time_ms;
+        job->cancelling = false;
+    }
+    job->state = to;
+    memcpy(job->reason, ev->reason, sizeof job->reason);
+    return 0;
+}

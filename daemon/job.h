@@ -1,0 +1,136 @@
+/* job - a job's record and the pure state machine that moves it.
+ *
+ * A job changes only through job_apply(job, event); events come from the journal, so replaying the journal
+ * gives the same job again. job_apply has no effect but on *job: it reads no clock, starts nothing, writes
+ * nothing.
+ *
+ *   new ──submitted──► queued ──starting──► starting ──attached──► running ──succeeded/failed/cancelled──►
+ * (end) ▲                     │                      │ └──────restarting─────┴──────────────────────┘
+ *
+ * "starting" holds from the decision to start until rank 0 has spoken. A cancellation of a job that has
+ * processes is a wish (`cancelling`); the job is cancelled when they are gone.
+ */
+#ifndef DAEMON_JOB_H
+#define DAEMON_JOB_H
+
+#include <cjson/cJSON.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include "common/err.h"
+#include "proto/progress.h"
+
+enum job_state {
+    JOB_NEW, /* before its first event */
+    JOB_QUEUED,
+    JOB_STARTING,
+    JOB_RUNNING,
+    JOB_SUCCEEDED,
+    JOB_FAILED,
+    JOB_CANCELLED,
+    /* Reserved by the protocol; no event of this version leads there. */
+    JOB_PAUSED,
+    JOB_PREEMPTING,
+    JOB_N_STATES
+};
+
+enum job_event_type {
+    JOB_EV_SUBMITTED,
+    JOB_EV_STARTING, /* the decision: attempt, ranks, node, token; journalled before any process exists */
+    JOB_EV_STARTED,  /* processes exist: who they are */
+    JOB_EV_ATTACHED, /* rank 0 has spoken */
+    JOB_EV_CHECKPOINTED,
+    JOB_EV_CANCEL_REQUESTED,
+    JOB_EV_RESTARTING, /* the attempt is over and all its processes are gone; there will be another */
+    JOB_EV_SUCCEEDED,
+    JOB_EV_FAILED,
+    JOB_EV_CANCELLED,
+    JOB_N_EVENTS
+};
+
+enum {
+    JOB_MAX_NAME = 128,
+    JOB_MAX_USER = 64,
+    JOB_MAX_REASON = 512,
+    JOB_MAX_NODE = 256,
+    JOB_TOKEN_BYTES = 65,  /* 64 hex digits and a NUL */
+    JOB_BOOT_ID_BYTES = 40 /* a UUID and a NUL */
+};
+
+/* Which process an attempt is; pids and start times are unique within one boot only. */
+struct job_process {
+    int64_t pid; /* 0: none known */
+    int64_t start_ticks;
+    char boot_id[JOB_BOOT_ID_BYTES];
+};
+
+/* One event. Which fields beyond the first block count depends on the type: see the table in job_event.c. */
+struct job_event {
+    int64_t seq; /* global, rising, never reused */
+    int64_t job;
+    int64_t time_ms; /* Unix epoch */
+    enum job_event_type type;
+    enum job_state state; /* the job's after this event */
+    char reason[JOB_MAX_REASON];
+
+    int64_t uid, n_ranks, min_ranks, max_restarts, priority; /* submitted; n_ranks also starting */
+    double time_limit_s;                                     /* submitted; 0 = none */
+    char name[JOB_MAX_NAME], user[JOB_MAX_USER];             /* submitted; user also cancel requested */
+
+    int64_t attempt; /* starting, restarting (the next one) */
+    char node[JOB_MAX_NODE], token[JOB_TOKEN_BYTES];
+    struct job_process process; /* started */
+    int64_t step;               /* checkpointed, restarting: of the newest checkpoint; -1 = none */
+    bool has_progress;          /* succeeded, failed, cancelled, restarting: what was reported last */
+    struct progress progress;
+};
+
+struct job {
+    int64_t id;
+    enum job_state state;
+    char reason[JOB_MAX_REASON]; /* of the last event that moved it */
+    bool cancelling;
+    char cancel_user[JOB_MAX_USER]; /* who asked for it */
+
+    int64_t uid, n_ranks, min_ranks, max_restarts, priority;
+    double time_limit_s;
+    char name[JOB_MAX_NAME], user[JOB_MAX_USER];
+    int64_t submitted_ms, started_ms, ended_ms; /* 0 = not yet; started: the first attempt */
+
+    int64_t attempt;         /* the current or last one; 0 before the first */
+    int64_t checkpoint_step; /* -1 = none */
+    bool has_progress;       /* what was reported last before the latest attempt ended */
+    struct progress progress;
+
+    /* Of the current attempt; cleared when it ends. */
+    int64_t held_ranks; /* slots it holds */
+    char node[JOB_MAX_NODE], token[JOB_TOKEN_BYTES];
+    struct job_process process;
+};
+
+/* The state that `event` leads to from `state`, or JOB_N_STATES when it is not possible there. */
+enum job_state job_next(enum job_state state, enum job_event_type event);
+
+/* Applies the event. -1 when it is not possible in the job's state: *job is unchanged then. */
+int job_apply(struct job *job, const struct job_event *ev, struct err *e);
+
+bool job_state_is_final(enum job_state s);
+bool job_state_holds_slots(enum job_state s); /* starting, running */
+
+const char *job_state_name(enum job_state s);
+int job_state_parse(const char *name, enum job_state *out, struct err *e);
+const char *job_event_name(enum job_event_type t);
+
+/* --- job_event.c --- */
+
+/* An event with everything empty but type, job, time and reason (which may be cut). */
+void job_event_init(struct job_event *ev, enum job_event_type type, int64_t job, int64_t time_ms,
+                    const char *fmt, ...) __attribute__((format(printf, 5, 6)));
+
+/* What the journal keeps beside seq, job and time: an object owned by the caller. */
+cJSON *job_event_to_journal(const struct job_event *ev);
+int job_event_from_journal(const cJSON *v, struct job_event *ev, struct err *e);
+
+/* What clients see: {seq, id, time, type, state, reason, …} without secrets. */
+cJSON *job_event_to_client(const struct job_event *ev);
+
+#endif

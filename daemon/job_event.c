@@ -1,0 +1,150 @@
+/* job_event - events as JSON: one table says which field belongs to which event, how it is called, and
+ * whether clients may see it.
+ *
+ * The journal's form is read back by later versions: a field is never renamed and never changes its meaning;
+ * a new one is a new row, and a field that an old journal lacks keeps the value that job_event_init() gives.
+ */
+#include "common/json.h"
+#include "daemon/job.h"
+
+#include <stddef.h>
+#include <stdio.h>
+#include <string.h>
+
+enum field_type { FIELD_INT, FIELD_NUM, FIELD_STR };
+
+#define BIT(ev) (1u << (ev))
+#define OFFSET(f) offsetof(struct job_event, f), sizeof(((struct job_event *)0)->f)
+
+struct field {
+    const char *name;
+    enum field_type type;
+    size_t offset, size;
+    unsigned events;
+    bool secret;
+};
+
+static const struct field fields[] = {
+    {"name", FIELD_STR, OFFSET(name), BIT(JOB_EV_SUBMITTED), false},
+    {"user", FIELD_STR, OFFSET(user), BIT(JOB_EV_SUBMITTED) | BIT(JOB_EV_CANCEL_REQUESTED), false},
+    {"uid", FIELD_INT, OFFSET(uid), BIT(JOB_EV_SUBMITTED), false},
+    {"ranks", FIELD_INT, OFFSET(n_ranks), BIT(JOB_EV_SUBMITTED) | BIT(JOB_EV_STARTING), false},
+    {"min_ranks", FIELD_INT, OFFSET(min_ranks), BIT(JOB_EV_SUBMITTED), false},
+    {"max_restarts", FIELD_INT, OFFSET(max_restarts), BIT(JOB_EV_SUBMITTED), false},
+    {"priority", FIELD_INT, OFFSET(priority), BIT(JOB_EV_SUBMITTED), false},
+    {"time_limit_s", FIELD_NUM, OFFSET(time_limit_s), BIT(JOB_EV_SUBMITTED), false},
+    {"attempt", FIELD_INT, OFFSET(attempt), BIT(JOB_EV_STARTING) | BIT(JOB_EV_RESTARTING), false},
+    {"node", FIELD_STR, OFFSET(node), BIT(JOB_EV_STARTING), false},
+    {"token", FIELD_STR, OFFSET(token), BIT(JOB_EV_STARTING), true},
+    {"pid", FIELD_INT, OFFSET(process.pid), BIT(JOB_EV_STARTED), false},
+    {"start_ticks", FIELD_INT, OFFSET(process.start_ticks), BIT(JOB_EV_STARTED), true},
+    {"boot_id", FIELD_STR, OFFSET(process.boot_id), BIT(JOB_EV_STARTED), true},
+    {"step", FIELD_INT, OFFSET(step), BIT(JOB_EV_CHECKPOINTED) | BIT(JOB_EV_RESTARTING), false},
+};
+enum { N_FIELDS = sizeof fields / sizeof *fields };
+
+void job_event_init(struct job_event *ev, enum job_event_type type, int64_t job, int64_t time_ms,
+                    const char *fmt, ...)
+{
+    va_list ap;
+
+    *ev = (struct job_event){.type = type, .job = job, .time_ms = time_ms, .step = -1};
+    va_start(ap, fmt);
+    vsnprintf(ev->reason, sizeof ev->reason, fmt, ap);
+    va_end(ap);
+}
+
+static void add_fields(cJSON *v, const struct job_event *ev, bool with_secrets)
+{
+    for (int i = 0; i < N_FIELDS; i++) {
+        const struct field *f = &fields[i];
+        const char *p = (const char *)ev + f->offset;
+        if (!(f->events & BIT(ev->type)) || (f->secret && !with_secrets))
+            continue;
+        if (f->type == FIELD_STR)
+            cJSON_AddStringToObject(v, f->name, p);
+        else if (f->type == FIELD_INT)
+            cJSON_AddNumberToObject(v, f->name, (double)*(const int64_t *)p);
+        else
+            cJSON_AddNumberToObject(v, f->name, *(const double *)p);
+    }
+    if (ev->has_progress)
+        cJSON_AddItemToObject(v, "progress", progress_to_json(&ev->progress));
+}
+
+cJSON *job_event_to_journal(const struct job_event *ev)
+{
+    cJSON *v = cJSON_CreateObject();
+
+    cJSON_AddStringToObject(v, "type", job_event_name(ev->type));
+    cJSON_AddStringToObject(v, "state", job_state_name(ev->state));
+    cJSON_AddStringToObject(v, "reason", ev->reason);
+    add_fields(v, ev, true);
+    return v;
+}
+
+cJSON *job_event_to_client(const struct job_event *ev)
+{
+    cJSON *v = cJSON_CreateObject();
+
+    cJSON_AddNumberToObject(v, "seq", (double)ev->seq);
+    cJSON_AddNumberToObject(v, "id", (double)ev->job);
+    cJSON_AddNumberToObject(v, "time", (double)ev->time_ms);
+    cJSON_AddStringToObject(v, "type", job_event_name(ev->type));
+    cJSON_AddStringToObject(v, "state", job_state_name(ev->state));
+    cJSON_AddStringToObject(v, "reason", ev->reason);
+    add_fields(v, ev, false);
+    return v;
+}
+
+static int type_parse(const char *name, enum job_event_type *out, struct err *e)
+{
+    for (int t = 0; t < JOB_N_EVENTS; t++)
+        if (strcmp(name, job_event_name((enum job_event_type)t)) == 0) {
+            *out = (enum job_event_type)t;
+            return 0;
+        }
+    return err_set(e, "/type: unknown event \"%s\"; a newer version may have written it", name);
+}
+
+static int read_field(const cJSON *v, const struct field *f, struct job_event *ev, struct err *e)
+{
+    static const int64_t max = (int64_t)1 << 53;
+    char *p = (char *)ev + f->offset;
+    const char *s;
+
+    if (!json_find(v, f->name))
+        return 0;
+    if (f->type == FIELD_INT)
+        return json_get_int(v, "", f->name, -max, max, (int64_t *)p, e);
+    if (f->type == FIELD_NUM)
+        return json_get_num(v, "", f->name, (double *)p, e);
+    if (json_get_str(v, "", f->name, &s, e) < 0)
+        return -1;
+    snprintf(p, f->size, "%s", s);
+    return 0;
+}
+
+int job_event_from_journal(const cJSON *v, struct job_event *ev, struct err *e)
+{
+    const char *type, *state, *reason;
+    struct job_event r;
+
+    job_event_init(&r, JOB_EV_SUBMITTED, ev->job, ev->time_ms, "%s", "");
+    r.seq = ev->seq;
+    if (json_get_str(v, "", "type", &type, e) < 0 || json_get_str(v, "", "state", &state, e) < 0 ||
+        json_get_str(v, "", "reason", &reason, e) < 0 || type_parse(type, &r.type, e) < 0 ||
+        job_state_parse(state, &r.state, e) < 0)
+        return -1;
+    snprintf(r.reason, sizeof r.reason, "%s", reason);
+    for (int i = 0; i < N_FIELDS; i++)
+        if ((fields[i].events & BIT(r.type)) && read_field(v, &fields[i], &r, e) < 0)
+            return -1;
+    if (json_find(v, "progress")) {
+        if (progress_from_json(json_find(v, "progress"), &r.progress, e) < 0)
+            return err_wrap(e, "/progress");
+        r.has_progress = true;
+    }
+    *ev = r;
+    return 0;
+}

@@ -1,0 +1,188 @@
+/* job_view - see job_view.h. Times are milliseconds since the Unix epoch, null while they have not come. */
+#include "daemon/job_view.h"
+#include "common/fsutil.h"
+#include "common/json.h"
+#include "daemon/actions.h"
+#include "daemon/metrics_file.h"
+#include "daemon/run_dir.h"
+#include "daemon/sched.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+static void add_time(cJSON *v, const char *key, int64_t ms)
+{
+    if (ms)
+        cJSON_AddNumberToObject(v, key, (double)ms);
+    else
+        cJSON_AddNullToObject(v, key);
+}
+
+static const struct progress *progress_of(const struct daemon *d, const struct job *job)
+{
+    const struct progress *live = actions_latest(d->actions, job->id);
+
+    return live ? live : job->has_progress ? &job->progress : NULL;
+}
+
+cJSON *job_view_summary(const struct daemon *d, const struct job *job)
+{
+    const struct progress *p = progress_of(d, job);
+    cJSON *v = cJSON_CreateObject();
+
+    cJSON_AddNumberToObject(v, "id", (double)job->id);
+    cJSON_AddStringToObject(v, "name", job->name);
+    cJSON_AddStringToObject(v, "state", job_state_name(job->state));
+    cJSON_AddStringToObject(v, "reason", job->reason);
+    cJSON_AddBoolToObject(v, "cancelling", job->cancelling);
+    cJSON_AddStringToObject(v, "user", job->user);
+    cJSON_AddNumberToObject(v, "priority", (double)job->priority);
+    cJSON_AddNumberToObject(v, "ranks", (double)job->n_ranks);
+    cJSON_AddNumberToObject(v, "attempt", (double)job->attempt);
+    cJSON_AddNumberToObject(v, "max_attempts", (double)(job->max_restarts + 1));
+    add_time(v, "submitted_ms", job->submitted_ms);
+    add_time(v, "started_ms", job->started_ms);
+    add_time(v, "ended_ms", job->ended_ms);
+    cJSON_AddItemToObject(v, "progress", p ? progress_to_json(p) : cJSON_CreateNull());
+    return v;
+}
+
+static cJSON *view_allocation(const struct job *job)
+{
+    cJSON *v;
+
+    if (!job->held_ranks)
+        return cJSON_CreateNull();
+    v = cJSON_CreateObject();
+    cJSON_AddStringToObject(v, "node", job->node);
+    cJSON_AddNumberToObject(v, "ranks", (double)job->held_ranks);
+    if (job->process.pid)
+        cJSON_AddNumberToObject(v, "pid", (double)job->process.pid);
+    return v;
+}
+
+static cJSON *view_paths(const struct daemon *d, const struct job *job)
+{
+    static const char *const files[][2] = {{"spec", "job.json"},           {"metrics", "metrics.jsonl"},
+                                           {"result", "result.json"},      {"logs", "log"},
+                                           {"checkpoints", "checkpoints"}, {"tensorboard", "tensorboard"},
+                                           {"model", "model.safetensors"}};
+    char *dir = run_dir_path(d->options->state_dir, job->id);
+    cJSON *v = cJSON_CreateObject();
+
+    cJSON_AddStringToObject(v, "run_dir", dir);
+    for (size_t i = 0; i < sizeof files / sizeof *files; i++) {
+        char *path = xasprintf("%s/%s", dir, files[i][1]);
+        cJSON_AddStringToObject(v, files[i][0], path);
+        free(path);
+    }
+    free(dir);
+    return v;
+}
+
+/* What rank 0 has reported to this coordinator, else what the run's file says: the latter outlives both. */
+static cJSON *view_metrics(const struct daemon *d, const struct job *job)
+{
+    const cJSON *live = actions_latest_metrics(d->actions, job->id);
+    cJSON *v;
+
+    if (live)
+        return cJSON_Duplicate(live, true);
+    char *dir = run_dir_path(d->options->state_dir, job->id), *path = fs_join(dir, "metrics.jsonl");
+    v = metrics_file_latest(path);
+    free(path);
+    free(dir);
+    return v ? v : cJSON_CreateNull();
+}
+
+cJSON *job_view_record(const struct daemon *d, const struct job *job, struct err *e)
+{
+    char *text = store_spec(d->store, job->id, e);
+    cJSON *spec = text ? json_parse(text, strlen(text), e) : NULL;
+
+    free(text);
+    if (!spec)
+        return NULL;
+    cJSON *v = job_view_summary(d, job);
+    cJSON_AddNumberToObject(v, "uid", (double)job->uid);
+    cJSON_AddNumberToObject(v, "min_ranks", (double)job->min_ranks);
+    cJSON_AddNumberToObject(v, "checkpoint_step", (double)job->checkpoint_step);
+    cJSON_AddItemToObject(v, "allocation", view_allocation(job));
+    cJSON_AddItemToObject(v, "metrics", view_metrics(d, job));
+    cJSON_AddItemToObject(v, "paths", view_paths(d, job));
+    cJSON_AddItemToObject(v, "spec", spec);
+    return v;
+}
+
+/* --- explain --- */
+
+static void explain_queued(const struct daemon *d, const struct job *job, char *out, size_t size)
+{
+    long long slots = d->options->slots, free_slots = slots - d->jobs.held_ranks;
+    struct sched_job self = {job->id, job->priority, job->n_ranks, job->min_ranks};
+    long long want = sched_ranks(&self, slots);
+    size_t n, ahead = 0;
+
+    if (!want) {
+        snprintf(out, size, "waits in vain: it needs at least %lld slots and only %lld exist here",
+                 (long long)job->min_ranks, slots);
+        return;
+    }
+    if (d->draining) {
+        snprintf(out, size, "waits because the coordinator is draining: nothing starts any more");
+        return;
+    }
+    struct sched_job *queue = actions_queue(d->actions, &n);
+    for (size_t i = 0; i < n && queue[i].id != job->id; i++)
+        ahead += sched_ranks(&queue[i], slots) > 0;
+    free(queue);
+    if (ahead)
+        snprintf(out, size, "waits behind %zu other job%s; it will need %lld slot%s, %lld of %lld are free",
+                 ahead, ahead == 1 ? "" : "s", want, want == 1 ? "" : "s", free_slots, slots);
+    else if (want > free_slots)
+        snprintf(out, size, "is next: waits for %lld slot%s, %lld of %lld are free", want,
+                 want == 1 ? "" : "s", free_slots, slots);
+    else
+        snprintf(out, size, "is next and starts in a moment");
+}
+
+static void explain_active(const struct daemon *d, const struct job *job, char *out, size_t size)
+{
+    const struct progress *p = actions_latest(d->actions, job->id);
+    int n;
+
+    if (job->cancelling) {
+        snprintf(out, size,
+                 "is being stopped: cancelled by %s; its processes have %lld s before they are killed",
+                 job->cancel_user, (long long)(d->options->stop_ms + d->options->kill_ms + 999) / 1000);
+        return;
+    }
+    if (job->state == JOB_STARTING || !p) {
+        snprintf(out, size, "%s with %lld rank%s on %s; rank 0 has not reported %s yet",
+                 job->state == JOB_STARTING ? "is starting" : "runs", (long long)job->held_ranks,
+                 job->held_ranks == 1 ? "" : "s", job->node,
+                 job->state == JOB_STARTING ? "anything" : "a step");
+        return;
+    }
+    n = snprintf(out, size, "runs with %lld rank%s on %s: phase %s, step %lld of %lld",
+                 (long long)job->held_ranks, job->held_ranks == 1 ? "" : "s", job->node, p->phase,
+                 (long long)p->step, (long long)p->n_steps);
+    if (n > 0 && (size_t)n < size && isfinite(p->eta_s))
+        snprintf(out + n, size - (size_t)n, ", about %.0f s left", p->eta_s);
+}
+
+void job_view_explain(const struct daemon *d, const struct job *job, char *out, size_t size)
+{
+    char text[400];
+
+    if (job->state == JOB_QUEUED)
+        explain_queued(d, job, text, sizeof text);
+    else if (job_state_holds_slots(job->state))
+        explain_active(d, job, text, sizeof text);
+    else
+        snprintf(text, sizeof text, "has %s: %.300s",
+                 job->state == JOB_CANCELLED ? "been cancelled" : job_state_name(job->state), job->reason);
+    snprintf(out, size, "job %lld %s", (long long)job->id, text);
+}

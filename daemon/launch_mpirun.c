@@ -1,0 +1,429 @@
+/* launch_mpirun - one attempt is one mpirun in a session of its own.
+ *
+ * The session makes the attempt independent of the coordinator's life and of its terminal. Open MPI puts each
+ * rank into a process group of its own, so a group cannot be killed as one; the session, and the token in
+ * every rank's environment, can (proc_signal_family).
+ *
+ * Order at the end of an attempt: mpirun's end is noticed (as its parent, or by pidfd when it was adopted) →
+ * sweep: SIGKILL to whatever is left of it, again until nothing is → on_exit(). So slots are free when they
+ * are said to be, and a restart never meets its predecessor.
+ *
+ * The token goes by environment only: arguments can be read by every user of the machine.
+ */
+#include "common/fsutil.h"
+#include "daemon/launch.h"
+#include "daemon/proc.h"
+#include "daemon/run_dir.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+enum { SWEEP_MS = 50, MAX_SWEEPS = 400, MAX_ARGS = 48 };
+
+struct launch_mpirun {
+    struct launcher base; /* must be first */
+    struct launch_mpirun_config cfg;
+    struct child *children;
+};
+
+struct child {
+    struct child *next;
+    struct launch_mpirun *owner; /* NULL once let go of */
+    int64_t job, attempt;
+    struct job_process process;
+    char *token_env; /* "BATCHFORMER_TOKEN=…" */
+    uv_process_t child;
+    uv_poll_t watch; /* of pidfd, when adopted */
+    uv_timer_t sweep;
+    int pidfd;
+    bool has_child, has_watch, ended;
+    int n_handles, n_sweeps;
+    struct launch_exit exit;
+};
+
+/* --- life of a child --- */
+
+static void on_closed(uv_handle_t *h)
+{
+    struct child *c = h->data;
+
+    if (--c->n_handles > 0)
+        return;
+    if (c->pidfd >= 0)
+        close(c->pidfd);
+    free(c->token_env);
+    free(c);
+}
+
+static void child_close(struct child *c)
+{
+    if (c->has_child)
+        uv_close((uv_handle_t *)&c->child, on_closed);
+    if (c->has_watch)
+        uv_close((uv_handle_t *)&c->watch, on_closed);
+    uv_close((uv_handle_t *)&c->sweep, on_closed);
+}
+
+static void add_handle(struct child *c, uv_handle_t *h)
+{
+    h->data = c;
+    c->n_handles++;
+}
+
+static struct child *child_create(struct launch_mpirun *l, const struct launch_request *rq)
+{
+    struct child *c = xcalloc(1, sizeof *c);
+
+    c->owner = l;
+    c->job = rq->job;
+    c->attempt = rq->attempt;
+    c->pidfd = -1;
+    c->token_env = xasprintf("%s=%s", PROGRESS_ENV_TOKEN, rq->token);
+    uv_timer_init(l->cfg.loop, &c->sweep);
+    add_handle(c, (uv_handle_t *)&c->sweep);
+    c->next = l->children;
+    l->children = c;
+    return c;
+}
+
+static void child_unlink(struct child *c)
+{
+    struct child **p = &c->owner->children;
+
+    while (*p != c)
+        p = &(*p)->next;
+    *p = c->next;
+}
+
+static struct child *child_find(struct launch_mpirun *l, int64_t job)
+{
+    struct child *c = l->children;
+
+    while (c && c->job != job)
+        c = c->next;
+    return c;
+}
+
+static int kill_family(struct child *c)
+{
+    struct proc_family f = {.leader = c->process, .env = c->token_env};
+
+    return proc_signal_family(&f, SIGKILL);
+}
+
+static void on_sweep(uv_timer_t *t)
+{
+    struct child *c = t->data;
+    struct launch_mpirun *l = c->owner;
+    int n = kill_family(c);
+
+    if (n && ++c->n_sweeps < MAX_SWEEPS)
+        return;
+    if (n)
+        log_error(l->cfg.log, "job %lld: %d processes of attempt %lld survive SIGKILL", (long long)c->job, n,
+                  (long long)c->attempt);
+    child_unlink(c);
+    c->owner = NULL;
+    child_close(c);
+    l->cfg.listener.on_exit(l->cfg.listener.ctx, c->job, c->attempt, &c->exit);
+}
+
+static void begin_sweep(struct child *c, struct launch_exit how)
+{
+    if (c->ended)
+        return;
+    c->ended = true;
+    c->exit = how;
+    uv_timer_start(&c->sweep, on_sweep, 0, SWEEP_MS);
+}
+
+static void on_child_exit(uv_process_t *p, int64_t status, int signal)
+{
+    struct child *c = p->data;
+
+    if (c->owner)
+        begin_sweep(c, (struct launch_exit){.known = true, .status = (int)status, .signal = signal});
+}
+
+/* --- command line and environment --- */
+
+static char *find_in_path(const char *name)
+{
+    const char *path = getenv("PATH");
+
+    for (const char *p = path ? path : "/usr/bin:/bin"; *p;) {
+        size_t n = strcspn(p, ":");
+        char *full = xasprintf("%.*s/%s", (int)n, p, name);
+        if (n && access(full, X_OK) == 0)
+            return full;
+        free(full);
+        p += n + (p[n] == ':');
+    }
+    return NULL;
+}
+
+static char *find_mpirun(const struct launch_mpirun *l, struct err *e)
+{
+    char *path = l->cfg.mpirun ? xstrdup(l->cfg.mpirun) : find_in_path("mpirun");
+
+    if (!path) {
+        err_set(e, "mpirun was not found in $PATH: install Open MPI, or name it with --mpirun");
+    } else if (access(path, X_OK) < 0) {
+        err_set(e, "mpirun cannot be run as %s: %s", path, strerror(errno));
+        free(path);
+        path = NULL;
+    }
+    return path;
+}
+
+/* Variables by which an outer MPI or Slurm step would make our mpirun believe that it is part of it. */
+static bool is_foreign(const char *var)
+{
+    static const char *const prefixes[] = {"OMPI_COMM_", "OMPI_UNIVERSE_", "OMPI_FILE_",   "ORTE_", "PMIX_",
+                                           "PMI_",       "OMPI_MCA_orte_", "OMPI_MCA_ess", "SLURM_"};
+
+    for (size_t i = 0; i < sizeof prefixes / sizeof *prefixes; i++)
+        if (strncmp(var, prefixes[i], strlen(prefixes[i])) == 0)
+            return true;
+    return false;
+}
+
+static bool same_name(const char *var, const char *assignment)
+{
+    size_t n = strcspn(assignment, "=") + 1;
+
+    return strncmp(var, assignment, n) == 0;
+}
+
+static char **make_env(const struct launch_mpirun *l, const struct launch_request *rq)
+{
+    char *ours[8];
+    size_t n_ours = 0, n_env = 0, n = 0;
+
+    ours[n_ours++] = xasprintf("%s=%s", PROGRESS_ENV_ADDRESS, l->cfg.address);
+    ours[n_ours++] = xasprintf("%s=%lld", PROGRESS_ENV_JOB, (long long)rq->job);
+    ours[n_ours++] = xasprintf("%s=%lld", PROGRESS_ENV_ATTEMPT, (long long)rq->attempt);
+    ours[n_ours++] = xasprintf("%s=%s", PROGRESS_ENV_TOKEN, rq->token);
+    ours[n_ours++] = xstrdup("OMP_WAIT_POLICY=passive");
+    if (getuid() == 0) {
+        ours[n_ours++] = xstrdup("OMPI_ALLOW_RUN_AS_ROOT=1");
+        ours[n_ours++] = xstrdup("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1");
+    }
+    while (environ[n_env])
+        n_env++;
+    char **env = xcalloc(n_env + n_ours + 1, sizeof *env);
+    for (size_t i = 0; i < n_env; i++) {
+        bool replaced = is_foreign(environ[i]);
+        for (size_t k = 0; k < n_ours && !replaced; k++)
+            replaced = same_name(environ[i], ours[k]);
+        if (!replaced)
+            env[n++] = xstrdup(environ[i]);
+    }
+    memcpy(env + n, ours, n_ours * sizeof *ours);
+    return env;
+}
+
+static void free_list(char **v)
+{
+    for (char **p = v; p && *p; p++)
+        free(*p);
+    free(v);
+}
+
+static char **make_args(const struct launch_mpirun *l, const char *mpirun, const struct launch_request *rq)
+{
+    /* --oversubscribe: slots are ours to count. */
+    static const char *const fixed[] = {"--oversubscribe",
+                                        "--bind-to",
+                                        "none",
+                                        "-x",
+                                        PROGRESS_ENV_ADDRESS,
+                                        "-x",
+                                        PROGRESS_ENV_JOB,
+                                        "-x",
+                                        PROGRESS_ENV_ATTEMPT,
+                                        "-x",
+                                        PROGRESS_ENV_TOKEN,
+                                        "-x",
+                                        "OMP_WAIT_POLICY",
+                                        "-n"};
+    char **v = xcalloc(MAX_ARGS, sizeof *v);
+    int n = 0;
+
+    v[n++] = xstrdup(mpirun);
+    for (size_t i = 0; i < sizeof fixed / sizeof *fixed; i++)
+        v[n++] = xstrdup(fixed[i]);
+    v[n++] = xasprintf("%lld", (long long)rq->n_ranks);
+    v[n++] = xstrdup(l->cfg.worker);
+    v[n++] = xstrdup("--job");
+    v[n++] = fs_join(rq->run_dir, "job.json");
+    v[n++] = xstrdup("--run-dir");
+    v[n++] = xstrdup(rq->run_dir);
+    if (rq->resume)
+        v[n++] = xstrdup("--resume");
+    return v;
+}
+
+/* --- the interface --- */
+
+static int spawn(struct child *c, const struct launch_request *rq, const char *mpirun, int log_fd)
+{
+    struct launch_mpirun *l = c->owner;
+    char **args = make_args(l, mpirun, rq), **env = make_env(l, rq);
+    uv_stdio_container_t io[3] = {{.flags = UV_IGNORE},
+                                  {.flags = UV_INHERIT_FD, .data.fd = log_fd},
+                                  {.flags = UV_INHERIT_FD, .data.fd = log_fd}};
+    uv_process_options_t o = {.exit_cb = on_child_exit,
+                              .file = mpirun,
+                              .args = args,
+                              .env = env,
+                              .cwd = rq->run_dir,
+                              .flags = UV_PROCESS_DETACHED,
+                              .stdio_count = 3,
+                              .stdio = io};
+
+    /* Even a spawn that fails leaves a handle to be closed. */
+    add_handle(c, (uv_handle_t *)&c->child);
+    c->has_child = true;
+    int rc = uv_spawn(l->cfg.loop, &c->child, &o);
+    free_list(args);
+    free_list(env);
+    return rc;
+}
+
+static int start(struct launcher *base, const struct launch_request *rq, struct job_process *process,
+                 struct err *e)
+{
+    struct launch_mpirun *l = (struct launch_mpirun *)base;
+    char *log_path = run_dir_log(rq->run_dir, -1), *mpirun = find_mpirun(l, e);
+    int log_fd = -1, rc = -1;
+
+    if (!mpirun)
+        goto out;
+    if (access(l->cfg.worker, X_OK) < 0) {
+        err_set(e, "the worker cannot be run as %s: %s", l->cfg.worker, strerror(errno));
+        goto out;
+    }
+    log_fd = open(log_path, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0666);
+    if (log_fd < 0) {
+        err_set_errno(e, "%s", log_path);
+        goto out;
+    }
+    struct child *c = child_create(l, rq);
+    int spawned = spawn(c, rq, mpirun, log_fd);
+    if (spawned < 0) {
+        err_set(e, "starting %s: %s", mpirun, uv_strerror(spawned));
+        child_unlink(c);
+        c->owner = NULL;
+        child_close(c);
+        goto out;
+    }
+    /* One that has ended already has no identity; its exit status is on its way. */
+    if (proc_identify(c->child.pid, &c->process) < 0)
+        c->process = (struct job_process){.pid = c->child.pid};
+    *process = c->process;
+    rc = 0;
+out:
+    if (log_fd >= 0)
+        close(log_fd);
+    free(log_path);
+    free(mpirun);
+    return rc;
+}
+
+static void on_pidfd(uv_poll_t *p, int status, int events)
+{
+    struct child *c = p->data;
+
+    (void)status;
+    (void)events;
+    uv_poll_stop(p);
+    if (c->owner)
+        begin_sweep(c, (struct launch_exit){.known = false});
+}
+
+static void adopt(struct launcher *base, const struct launch_request *rq, const struct job_process *process)
+{
+    struct launch_mpirun *l = (struct launch_mpirun *)base;
+    struct child *c = child_create(l, rq);
+
+    c->process = *process;
+    c->pidfd = process->pid ? proc_open(process) : -1;
+    if (c->pidfd >= 0 && uv_poll_init(l->cfg.loop, &c->watch, c->pidfd) == 0) {
+        add_handle(c, (uv_handle_t *)&c->watch);
+        c->has_watch = true;
+        uv_poll_start(&c->watch, UV_READABLE, on_pidfd);
+    } else {
+        begin_sweep(c, (struct launch_exit){.known = false});
+    }
+}
+
+static enum launch_found find(struct launcher *base, const struct launch_request *rq,
+                              struct job_process *process)
+{
+    char *env = xasprintf("%s=%s", PROGRESS_ENV_TOKEN, rq->token);
+    struct proc_family f = {.env = env};
+    enum launch_found found = LAUNCH_GONE;
+
+    (void)base;
+    if (proc_find_leader(env, process) == 0)
+        found = LAUNCH_FOUND;
+    else if (proc_signal_family(&f, 0) > 0)
+        found = LAUNCH_ORPHANS;
+    free(env);
+    return found;
+}
+
+static void send_signal(struct launcher *base, int64_t job, int signo)
+{
+    struct child *c = child_find((struct launch_mpirun *)base, job);
+
+    if (!c)
+        return;
+    if (signo == SIGKILL) {
+        kill_family(c);
+    } else if (c->has_child && !c->ended) {
+        uv_process_kill(&c->child, signo);
+    } else if (c->pidfd >= 0) {
+        syscall(SYS_pidfd_send_signal, c->pidfd, signo, NULL, 0);
+    }
+}
+
+static void destroy(struct launcher *base)
+{
+    struct launch_mpirun *l = (struct launch_mpirun *)base;
+
+    while (l->children) {
+        struct child *c = l->children;
+        l->children = c->next;
+        if (c->ended)
+            kill_family(c);
+        c->owner = NULL;
+        child_close(c);
+    }
+    free(l);
+}
+
+static const struct launcher_ops ops = {
+    .name = "mpirun",
+    .start = start,
+    .adopt = adopt,
+    .find = find,
+    .signal = send_signal,
+    .destroy = destroy,
+};
+
+struct launcher *launch_mpirun_create(const struct launch_mpirun_config *config)
+{
+    struct launch_mpirun *l = xcalloc(1, sizeof *l);
+
+    l->base.ops = &ops;
+    l->cfg = *config;
+    return &l->base;
+}

@@ -1,0 +1,139 @@
+/* methods_daemon - the daemon.*, node.* and spec.* methods. */
+#include "common/clock.h"
+#include "common/json.h"
+#include "daemon/actions.h"
+#include "daemon/conn.h"
+#include "daemon/server.h"
+#include "proto/jobspec.h"
+
+#include <stdlib.h>
+#include <unistd.h>
+
+static cJSON *view_counts(const struct daemon *d)
+{
+    cJSON *v = cJSON_CreateObject();
+
+    for (int s = JOB_QUEUED; s < JOB_N_STATES; s++)
+        cJSON_AddNumberToObject(v, job_state_name((enum job_state)s), (double)d->jobs.counts[s]);
+    return v;
+}
+
+static cJSON *view_stats(const struct daemon *d)
+{
+    const struct server_counts *n = server_counts(d->server);
+    int64_t committed, failed;
+    cJSON *v = cJSON_CreateObject();
+
+    journal_counts(d->journal, &committed, &failed);
+    cJSON_AddNumberToObject(v, "clients", (double)n->n_clients);
+    cJSON_AddNumberToObject(v, "clients_accepted", (double)n->n_accepted);
+    cJSON_AddNumberToObject(v, "clients_refused", (double)n->n_refused);
+    cJSON_AddNumberToObject(v, "clients_dropped", (double)n->n_dropped);
+    cJSON_AddNumberToObject(v, "requests", (double)n->n_requests);
+    cJSON_AddNumberToObject(v, "events", (double)journal_last_seq(d->journal));
+    cJSON_AddNumberToObject(v, "commits", (double)committed);
+    cJSON_AddNumberToObject(v, "commits_failed", (double)failed);
+    return v;
+}
+
+static void info(struct rpc_call *call)
+{
+    const struct daemon *d = call->daemon;
+    cJSON *v = cJSON_CreateObject(), *slots;
+
+    cJSON_AddStringToObject(v, "version", BF_VERSION);
+    cJSON_AddStringToObject(v, "protocol", "2.0");
+    cJSON_AddNumberToObject(v, "pid", (double)getpid());
+    cJSON_AddNumberToObject(v, "uptime_s", (double)(clock_mono_ns() - d->started_ns) / 1e9);
+    cJSON_AddStringToObject(v, "state_dir", d->options->state_dir);
+    cJSON_AddStringToObject(v, "launcher", d->launcher->ops->name);
+    cJSON_AddBoolToObject(v, "draining", d->draining);
+    cJSON_AddItemToObject(v, "jobs", view_counts(d));
+    cJSON_AddNumberToObject(v, "nodes", 1);
+    slots = cJSON_AddObjectToObject(v, "slots");
+    cJSON_AddNumberToObject(slots, "total", (double)d->options->slots);
+    cJSON_AddNumberToObject(slots, "used", (double)d->jobs.held_ranks);
+    cJSON_AddItemToObject(v, "stats", view_stats(d));
+    call->result = v;
+}
+
+static void drain(struct rpc_call *call)
+{
+    struct daemon *d = call->daemon;
+
+    if (!d->draining)
+        log_info(&d->log, "draining: no new starts, no submissions (asked by uid %lld)",
+                 (long long)call->conn->uid);
+    d->draining = true;
+    call->result = cJSON_CreateObject();
+    cJSON_AddTrueToObject(call->result, "draining");
+    cJSON_AddNumberToObject(call->result, "running",
+                            (double)(d->jobs.counts[JOB_STARTING] + d->jobs.counts[JOB_RUNNING]));
+}
+
+static void shut_down(struct rpc_call *call)
+{
+    bool cancel = false;
+
+    if (rpc_param_bool(call, "cancel", &cancel) < 0)
+        return;
+    call->result = cJSON_CreateObject();
+    cJSON_AddTrueToObject(call->result, "stopping");
+    cJSON_AddBoolToObject(call->result, "cancel", cancel);
+    daemon_stop(call->daemon, cancel, "asked by a client");
+}
+
+static cJSON *view_jobs_here(const struct daemon *d)
+{
+    cJSON *v = cJSON_CreateArray();
+
+    for (size_t i = 0; i < d->jobs.n_active; i++)
+        if (d->jobs.active[i]->held_ranks)
+            cJSON_AddItemToArray(v, cJSON_CreateNumber((double)d->jobs.active[i]->id));
+    return v;
+}
+
+static void node_list(struct rpc_call *call)
+{
+    const struct daemon *d = call->daemon;
+    cJSON *node = cJSON_CreateObject();
+
+    call->result = cJSON_CreateObject();
+    cJSON_AddItemToArray(cJSON_AddArrayToObject(call->result, "nodes"), node);
+    cJSON_AddStringToObject(node, "name", d->node);
+    cJSON_AddStringToObject(node, "health", d->draining ? "draining" : "up");
+    cJSON_AddNumberToObject(node, "slots", (double)d->options->slots);
+    cJSON_AddNumberToObject(node, "slots_free", (double)(d->options->slots - d->jobs.held_ranks));
+    cJSON_AddNumberToObject(node, "gpus", 0);
+    cJSON_AddItemToObject(node, "jobs", view_jobs_here(d));
+}
+
+static void spec_validate(struct rpc_call *call)
+{
+    const cJSON *doc = json_find(call->params, "spec");
+    struct jobspec_errors errors = {0};
+    struct jobspec *spec;
+    cJSON *resolved = NULL;
+
+    if (!doc) {
+        rpc_fail(call, RPC_INVALID_PARAMS, "/params/spec: nothing found, a job spec is accepted");
+        return;
+    }
+    spec = xcalloc(1, sizeof *spec);
+    bool valid = jobspec_parse(doc, spec, &resolved, &errors) == 0;
+    call->result = cJSON_CreateObject();
+    cJSON_AddItemToObject(call->result, "errors", jobspec_errors_to_json(&errors));
+    if (valid)
+        cJSON_AddItemToObject(call->result, "resolved", resolved);
+    jobspec_errors_free(&errors);
+    free(spec);
+}
+
+const struct rpc_method methods_daemon[] = {
+    {"daemon.info", ROLE_USER, info, ""},
+    {"daemon.drain", ROLE_ADMIN, drain, ""},
+    {"daemon.shutdown", ROLE_ADMIN, shut_down, "cancel"},
+    {"node.list", ROLE_USER, node_list, ""},
+    {"spec.validate", ROLE_USER, spec_validate, "spec"},
+    {0},
+};

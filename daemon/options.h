@@ -1,0 +1,23 @@
+/* options - the daemon's settings: defaults, config file, command line. */
+#ifndef DAEMON_OPTIONS_H
+#define DAEMON_OPTIONS_H
+
+#include "common/conf.h"
+#include "common/log.h"
+
+struct options {
+    bool help, version, lifeline;
+    char *config, *state_dir, *launcher, *worker, *mpirun, *log_level, *http;
+    struct conf_list listen; /* resolved: "unix:/absolute/path", at least one */
+    int64_t slots, max_clients, stop_ms, kill_ms;
+    bool default_address; /* nobody gave --listen */
+    enum log_level level;
+};
+
+/* Reads argv (and --config), fills in every default, checks. Errors of kind ERR_USAGE are the caller's
+ * mistakes. */
+int options_read(struct options *o, int argc, char **argv, struct err *e);
+void options_free(struct options *o);
+void options_print_help(int fd);
+
+#endif

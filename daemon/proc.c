@@ -1,0 +1,201 @@
+/* proc - see proc.h. */
+#include "daemon/proc.h"
+#include "common/buf.h"
+#include "common/fsutil.h"
+
+#include <ctype.h>
+#include <dirent.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+enum { MAX_ENVIRON_BYTES = 4 << 20 };
+
+struct stat_line {
+    char state;
+    int64_t session, start_ticks;
+};
+
+/* The fields of /proc/PID/stat that matter. The name in parentheses may itself hold blanks and parentheses.
+ */
+static int read_stat(int64_t pid, struct stat_line *out)
+{
+    char path[64], *text, *p;
+    size_t len;
+    long long session, start;
+
+    snprintf(path, sizeof path, "/proc/%lld/stat", (long long)pid);
+    if (fs_read_file(path, 65536, &text, &len, NULL) < 0)
+        return -1;
+    p = strrchr(text, ')');
+    int n =
+        p ? sscanf(p + 1, " %c %*d %*d %lld %*d %*d %*u %*u %*u %*u %*u %*u %*u %*d %*d %*d %*d %*d %*d %lld",
+                   &out->state, &session, &start)
+          : 0;
+    free(text);
+    if (n != 3)
+        return -1;
+    out->session = session;
+    out->start_ticks = start;
+    return out->state == 'Z' || out->state == 'X' ? -1 : 0;
+}
+
+static void read_boot_id(char out[JOB_BOOT_ID_BYTES])
+{
+    char *text;
+    size_t len;
+
+    out[0] = 0;
+    if (fs_read_file("/proc/sys/kernel/random/boot_id", 4096, &text, &len, NULL) < 0)
+        return;
+    snprintf(out, JOB_BOOT_ID_BYTES, "%.*s", (int)strcspn(text, "\n"), text);
+    free(text);
+}
+
+int proc_identify(int64_t pid, struct job_process *out)
+{
+    struct stat_line st;
+
+    if (pid <= 0 || read_stat(pid, &st) < 0)
+        return -1;
+    *out = (struct job_process){.pid = pid, .start_ticks = st.start_ticks};
+    read_boot_id(out->boot_id);
+    return 0;
+}
+
+bool proc_alive(const struct job_process *p)
+{
+    struct job_process now;
+
+    return proc_identify(p->pid, &now) == 0 && now.start_ticks == p->start_ticks &&
+           strcmp(now.boot_id, p->boot_id) == 0;
+}
+
+int proc_open(const struct job_process *p)
+{
+    int fd = (int)syscall(SYS_pidfd_open, (pid_t)p->pid, 0);
+
+    if (fd >= 0 && !proc_alive(p)) {
+        close(fd);
+        return -1;
+    }
+    return fd;
+}
+
+static bool environ_has(int64_t pid, const char *env)
+{
+    char path[64], *text;
+    size_t len, n = strlen(env);
+    bool found = false;
+
+    snprintf(path, sizeof path, "/proc/%lld/environ", (long long)pid);
+    if (fs_read_file(path, MAX_ENVIRON_BYTES, &text, &len, NULL) < 0)
+        return false;
+    for (size_t at = 0; at < len && !found; at += strlen(text + at) + 1)
+        found = strncmp(text + at, env, n) == 0 && text[at + n] == 0;
+    free(text);
+    return found;
+}
+
+typedef bool visit_fn(void *ctx, int64_t pid, const struct stat_line *st);
+
+/* Calls fn for every living process until it returns true. */
+static void each_process(visit_fn *fn, void *ctx)
+{
+    DIR *d = opendir("/proc");
+    struct dirent *ent;
+    struct stat_line st;
+
+    if (!d)
+        return;
+    while ((ent = readdir(d))) {
+        if (!isdigit((unsigned char)ent->d_name[0]))
+            continue;
+        int64_t pid = strtoll(ent->d_name, NULL, 10);
+        if (read_stat(pid, &st) == 0 && fn(ctx, pid, &st))
+            break;
+    }
+    closedir(d);
+}
+
+struct hunt {
+    const struct proc_family *family;
+    bool session_is_ours;
+    int signo, n;
+    struct job_process *found;
+};
+
+static bool belongs(const struct hunt *h, int64_t pid, const struct stat_line *st)
+{
+    const struct job_process *leader = &h->family->leader;
+
+    if (pid == getpid())
+        return false;
+    if (h->session_is_ours && st->session == leader->pid && st->start_ticks >= leader->start_ticks)
+        return true;
+    return h->family->env && environ_has(pid, h->family->env);
+}
+
+static bool signal_member(void *ctx, int64_t pid, const struct stat_line *st)
+{
+    struct hunt *h = ctx;
+    struct stat_line now;
+
+    if (!belongs(h, pid, st))
+        return false;
+    h->n++;
+    if (!h->signo)
+        return false;
+    int fd = (int)syscall(SYS_pidfd_open, (pid_t)pid, 0);
+    if (fd < 0)
+        return false;
+    if (read_stat(pid, &now) == 0 && now.start_ticks == st->start_ticks)
+        syscall(SYS_pidfd_send_signal, fd, h->signo, NULL, 0);
+    close(fd);
+    return false;
+}
+
+/* A session keeps its number while it has members. If the leader's pid belongs to another process now, the
+ * session of that number is another one too; likewise after a reboot. */
+static bool session_is_ours(const struct job_process *leader)
+{
+    struct stat_line st;
+    char boot_id[JOB_BOOT_ID_BYTES];
+
+    if (!leader->pid)
+        return false;
+    read_boot_id(boot_id);
+    if (strcmp(boot_id, leader->boot_id) != 0)
+        return false;
+    return read_stat(leader->pid, &st) < 0 || st.start_ticks == leader->start_ticks;
+}
+
+int proc_signal_family(const struct proc_family *f, int signo)
+{
+    struct hunt h = {.family = f, .session_is_ours = session_is_ours(&f->leader), .signo = signo};
+
+    each_process(signal_member, &h);
+    return h.n;
+}
+
+static bool look_for_leader(void *ctx, int64_t pid, const struct stat_line *st)
+{
+    struct hunt *h = ctx;
+
+    if (st->session != pid || pid == getpid() || !environ_has(pid, h->family->env))
+        return false;
+    if (!h->n || st->start_ticks < h->found->start_ticks)
+        h->n = proc_identify(pid, h->found) == 0;
+    return false;
+}
+
+int proc_find_leader(const char *env, struct job_process *out)
+{
+    struct proc_family f = {.env = env};
+    struct hunt h = {.family = &f, .found = out};
+
+    each_process(look_for_leader, &h);
+    return h.n ? 0 : -1;
+}

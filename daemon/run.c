@@ -1,0 +1,314 @@
+/* run - see run.h and actions.h. */
+#include "daemon/run.h"
+#include "common/clock.h"
+#include "common/json.h"
+#include "daemon/conn.h"
+#include "daemon/exit_reason.h"
+#include "daemon/run_dir.h"
+#include "daemon/server.h"
+#include "daemon/worker_link.h"
+
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { KILL_AGAIN_MS = 1000 };
+
+struct run *run_find(const struct actions *a, int64_t job)
+{
+    struct run *r = a->runs;
+
+    while (r && r->job != job)
+        r = r->next;
+    return r;
+}
+
+struct run *run_create(struct actions *a, const struct job *job)
+{
+    struct run *r = xcalloc(1, sizeof *r);
+
+    r->daemon = a->daemon;
+    r->job = job->id;
+    r->attempt = job->attempt;
+    r->told_attached = job->state == JOB_RUNNING;
+    r->told_checkpoint = job->checkpoint_step;
+    uv_timer_init(&a->daemon->loop, &r->escalate);
+    uv_timer_init(&a->daemon->loop, &r->limit);
+    r->escalate.data = r->limit.data = r;
+    r->n_handles = 2;
+    r->next = a->runs;
+    a->runs = r;
+    a->n_runs++;
+    return r;
+}
+
+static void on_closed(uv_handle_t *h)
+{
+    struct run *r = h->data;
+
+    if (--r->n_handles > 0)
+        return;
+    cJSON_Delete(r->metrics);
+    free(r);
+}
+
+void run_release(struct actions *a, struct run *r)
+{
+    struct run **p = &a->runs;
+
+    while (*p != r)
+        p = &(*p)->next;
+    *p = r->next;
+    a->n_runs--;
+    uv_close((uv_handle_t *)&r->escalate, on_closed);
+    uv_close((uv_handle_t *)&r->limit, on_closed);
+}
+
+/* --- stopping --- */
+
+static void on_escalate(uv_timer_t *t);
+
+static void send_signal(struct run *r, int signo)
+{
+    struct launcher *l = r->daemon->launcher;
+
+    log_info(&r->daemon->log, "job %lld: %s to attempt %lld", (long long)r->job,
+             signo == SIGTERM ? "SIGTERM" : "SIGKILL", (long long)r->attempt);
+    l->ops->signal(l, r->job, signo);
+}
+
+static void on_escalate(uv_timer_t *t)
+{
+    struct run *r = t->data;
+    const struct options *o = r->daemon->options;
+
+    if (r->stop == STOP_ASKED) {
+        r->stop = STOP_TERM;
+        send_signal(r, SIGTERM);
+        uv_timer_start(&r->escalate, on_escalate, (uint64_t)o->kill_ms, KILL_AGAIN_MS);
+    } else {
+        r->stop = STOP_KILL;
+        send_signal(r, SIGKILL);
+    }
+}
+
+void run_stop(struct run *r)
+{
+    const struct options *o = r->daemon->options;
+
+    if (r->stop != STOP_NONE || r->ended)
+        return;
+    r->stop = STOP_ASKED;
+    bool asked = actions_command(r->daemon->actions, r->job, "stop");
+    if (asked)
+        log_info(&r->daemon->log, "job %lld: asked to stop; SIGTERM in %lld ms, SIGKILL %lld ms after that",
+                 (long long)r->job, (long long)o->stop_ms, (long long)o->kill_ms);
+    uv_timer_start(&r->escalate, on_escalate, asked ? (uint64_t)o->stop_ms : 0, 0);
+}
+
+static void on_limit(uv_timer_t *t)
+{
+    struct run *r = t->data;
+    const struct job *job = jobs_find(&r->daemon->jobs, r->job);
+
+    if (r->ended)
+        return;
+    snprintf(r->stopped_for, sizeof r->stopped_for, "the time limit of %.15g s was reached",
+             job->time_limit_s);
+    log_info(&r->daemon->log, "job %lld: %s", (long long)r->job, r->stopped_for);
+    run_stop(r);
+}
+
+void run_watch_limit(struct run *r, const struct job *job)
+{
+    if (!(job->time_limit_s > 0))
+        return;
+    /* Wall time, because it counts across restarts of the coordinator and of the job. */
+    double left_ms = job->time_limit_s * 1000 - (double)(clock_wall_ms() - job->started_ms);
+    uv_timer_start(&r->limit, on_limit, left_ms > 0 ? (uint64_t)left_ms : 0, 0);
+}
+
+/* --- the end of an attempt --- */
+
+static void gather(const struct run *r, const struct job *job, const char *run_dir,
+                   const struct launch_exit *how, const struct run_result *result, struct exit_facts *f)
+{
+    *f = (struct exit_facts){
+        .job = job,
+        .done_status = r->is_done ? r->done_status : NULL,
+        .done_reason = r->done_reason,
+        .result_status = result->status[0] ? result->status : NULL,
+        .result_reason = result->reason,
+        .status_known = how->known,
+        .status = how->status,
+        .signal = how->signal,
+        .checkpoint_step = run_dir_checkpoint_step(run_dir),
+        .step = r->has_progress ? r->progress.step : -1,
+        .stopped_for = r->stopped_for[0] ? r->stopped_for : NULL,
+    };
+}
+
+void run_ended(void *ctx, int64_t id, int64_t attempt, const struct launch_exit *how)
+{
+    struct daemon *d = ctx;
+    struct run *r = run_find(d->actions, id);
+    const struct job *job = jobs_find(&d->jobs, id);
+    struct run_result result = {0};
+    struct exit_verdict verdict;
+    struct exit_facts facts;
+    struct job_event ev;
+
+    if (!r || r->attempt != attempt || r->ended)
+        return;
+    r->ended = true;
+    uv_timer_stop(&r->escalate);
+    uv_timer_stop(&r->limit);
+    char *dir = run_dir_path(d->options->state_dir, id);
+    char *log_text = run_dir_launcher_tail(dir);
+    run_dir_result(dir, &result);
+    gather(r, job, dir, how, &result, &facts);
+    facts.launcher_log = log_text;
+    exit_decide(&facts, &verdict);
+    job_event_init(&ev, verdict.type, id, clock_wall_ms(), "%s", verdict.reason);
+    ev.attempt = attempt + 1;
+    ev.step = facts.checkpoint_step;
+    ev.has_progress = r->has_progress;
+    ev.progress = r->progress;
+    journal_append(d->journal, &ev, NULL, NULL);
+    free(log_text);
+    free(dir);
+}
+
+/* --- what rank 0 says --- */
+
+static struct run *reporter(struct actions *a, int64_t job, int64_t attempt)
+{
+    struct run *r = run_find(a, job);
+
+    return r && r->attempt == attempt && !r->ended ? r : NULL;
+}
+
+static void tell_attached(struct run *r, const char *host)
+{
+    struct job_event ev;
+
+    if (r->told_attached)
+        return;
+    r->told_attached = true;
+    job_event_init(&ev, JOB_EV_ATTACHED, r->job, clock_wall_ms(), "running on %s", host);
+    journal_append(r->daemon->journal, &ev, NULL, NULL);
+}
+
+static void launcher_attached(void *ctx, int64_t job, int64_t attempt, const char *host)
+{
+    struct daemon *d = ctx;
+    struct run *r = reporter(d->actions, job, attempt);
+
+    if (r)
+        tell_attached(r, host);
+}
+
+int actions_attach(struct actions *a, struct conn *c, const struct progress_attach *at, struct err *e)
+{
+    struct run *r = reporter(a, at->job, at->attempt);
+    const struct job *job = jobs_find(&a->daemon->jobs, at->job);
+
+    /* One message for every way of being wrong: a guesser learns nothing. */
+    if (!r || !job || !worker_token_equal(job->token, at->token))
+        return err_set(e, "job %lld attempt %lld is not running here with this token", (long long)at->job,
+                       (long long)at->attempt);
+    struct conn *old = r->link_id && r->link_id != c->id ? server_conn(a->daemon->server, r->link_id) : NULL;
+    c->worker_job = at->job;
+    c->worker_attempt = at->attempt;
+    r->link_id = c->id;
+    if (old)
+        conn_close(old, NULL);
+    log_info(&a->daemon->log, "job %lld: rank 0 of %lld on %s (pid %lld) attached", (long long)at->job,
+             (long long)at->ranks, at->host, (long long)at->pid);
+    tell_attached(r, at->host);
+    return 0;
+}
+
+void actions_link_lost(struct actions *a, struct conn *c)
+{
+    struct run *r = a ? run_find(a, c->worker_job) : NULL;
+
+    if (!r || r->link_id != c->id)
+        return;
+    r->link_id = 0;
+    if (!r->is_done && !r->ended)
+        log_warn(&a->daemon->log, "job %lld: rank 0 hung up; it may come back", (long long)r->job);
+}
+
+static void tell_checkpoint(struct run *r, int64_t step)
+{
+    struct job_event ev;
+
+    if (step <= r->told_checkpoint)
+        return;
+    r->told_checkpoint = step;
+    job_event_init(&ev, JOB_EV_CHECKPOINTED, r->job, clock_wall_ms(), "checkpoint at step %lld",
+                   (long long)step);
+    ev.step = step;
+    journal_append(r->daemon->journal, &ev, NULL, NULL);
+}
+
+void actions_progress(struct actions *a, int64_t job, int64_t attempt, const struct progress *p)
+{
+    struct run *r = reporter(a, job, attempt);
+
+    if (!r)
+        return;
+    r->progress = *p;
+    r->has_progress = true;
+    tell_checkpoint(r, p->checkpoint_step);
+    watch_progress(a->daemon, jobs_find(&a->daemon->jobs, job), p);
+}
+
+void actions_metrics(struct actions *a, int64_t job, int64_t attempt, const cJSON *metrics)
+{
+    struct run *r = reporter(a, job, attempt);
+    const cJSON *kind = json_find(metrics, "kind");
+
+    if (!r || !cJSON_IsString(kind))
+        return;
+    if (!r->metrics)
+        r->metrics = cJSON_CreateObject();
+    cJSON_DeleteItemFromObjectCaseSensitive(r->metrics, kind->valuestring);
+    /* Kinds are few; a worker that invents ever new ones gets no more room. */
+    if (cJSON_GetArraySize(r->metrics) < 32)
+        cJSON_AddItemToObject(r->metrics, kind->valuestring, cJSON_Duplicate(metrics, true));
+}
+
+void actions_done(struct actions *a, int64_t job, int64_t attempt, const char *status, const char *reason)
+{
+    struct run *r = reporter(a, job, attempt);
+
+    if (!r)
+        return;
+    r->is_done = true;
+    snprintf(r->done_status, sizeof r->done_status, "%s", status);
+    snprintf(r->done_reason, sizeof r->done_reason, "%s", reason);
+}
+
+static void launcher_progress(void *ctx, int64_t job, int64_t attempt, const struct progress *p)
+{
+    actions_progress(((struct daemon *)ctx)->actions, job, attempt, p);
+}
+
+static void launcher_done(void *ctx, int64_t job, int64_t attempt, const char *status, const char *reason)
+{
+    actions_done(((struct daemon *)ctx)->actions, job, attempt, status, reason);
+}
+
+struct launch_listener actions_launch_listener(struct daemon *d)
+{
+    return (struct launch_listener){
+        .ctx = d,
+        .on_exit = run_ended,
+        .on_attached = launcher_attached,
+        .on_progress = launcher_progress,
+        .on_done = launcher_done,
+    };
+}

@@ -1,0 +1,52 @@
+/* run - the living side of one attempt; private to actions*.c. See actions.h. */
+#ifndef DAEMON_RUN_H
+#define DAEMON_RUN_H
+
+#include "daemon/actions.h"
+
+enum stop_phase { STOP_NONE, STOP_ASKED, STOP_TERM, STOP_KILL };
+
+struct run {
+    struct run *next;
+    struct daemon *daemon;
+    int64_t job, attempt;
+    uint64_t link_id; /* of the connection that reports; 0 = none */
+    bool told_attached;
+    int64_t told_checkpoint;
+    bool has_progress;
+    struct progress progress;
+    cJSON *metrics;
+    char done_status[16], done_reason[JOB_MAX_REASON];
+    bool is_done;
+    enum stop_phase stop;
+    char stopped_for[160]; /* why we ended it, unless that was a cancellation; "" = we did not */
+    bool ended;            /* its end is with the journal */
+    uv_timer_t escalate, limit;
+    int n_handles;
+};
+
+struct actions {
+    struct daemon *daemon;
+    struct run *runs;
+    int64_t n_runs;
+    uv_timer_t retry;  /* schedules again after the disk refused a start */
+    bool dirty;        /* the scheduler has something to look at */
+    int64_t n_placing; /* starts that are with the journal */
+};
+
+struct run *run_create(struct actions *a, const struct job *job);
+struct run *run_find(const struct actions *a, int64_t job);
+
+/* Lets go of the run; its memory goes when the loop has closed its timers. */
+void run_release(struct actions *a, struct run *r);
+
+/* Begins to stop it; idempotent. */
+void run_stop(struct run *r);
+
+/* Starts the clock of the job's time limit, if it has one. */
+void run_watch_limit(struct run *r, const struct job *job);
+
+/* The launcher says that nothing of it is left. */
+void run_ended(void *ctx, int64_t job, int64_t attempt, const struct launch_exit *how);
+
+#endif

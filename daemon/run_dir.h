@@ -1,0 +1,39 @@
+/* run_dir - what the coordinator reads and writes in <state-dir>/runs/<id>/. */
+#ifndef DAEMON_RUN_DIR_H
+#define DAEMON_RUN_DIR_H
+
+#include <stdbool.h>
+#include <stdint.h>
+#include "common/err.h"
+
+/* All paths are malloc'ed. */
+char *run_dir_path(const char *state_dir, int64_t id);
+char *run_dir_log(const char *run_dir, int64_t rank); /* rank < 0: the launcher's */
+
+/* Makes the directory with log/ and writes job.json, the resolved spec; idempotent. Removes the result.json
+ * of an attempt before: from now on it speaks of the attempt that begins. Adds a line to the launcher's log
+ * that says where the attempt begins. */
+int run_dir_prepare(const char *run_dir, const char *spec, int64_t id, int64_t attempt, int64_t n_ranks,
+                    struct err *e);
+
+/* Has a worker left anything there? Then the next one goes on with it. */
+bool run_dir_has_run(const char *run_dir);
+
+/* Step of the newest checkpoint, -1 when there is none. Checkpoints appear by rename, so one that is there is
+ * whole. */
+int64_t run_dir_checkpoint_step(const char *run_dir);
+
+/* Removes result.json, if there is one. */
+int run_dir_forget_result(const char *run_dir, struct err *e);
+
+/* Reads result.json's status and reason; -1 when there is none that can be read. */
+struct run_result {
+    char status[16];
+    char reason[512];
+};
+int run_dir_result(const char *run_dir, struct run_result *out);
+
+/* The end of what the launcher's log says about the latest attempt, malloc'ed, "" when there is nothing. */
+char *run_dir_launcher_tail(const char *run_dir);
+
+#endif

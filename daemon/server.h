@@ -1,0 +1,37 @@
+/* server - the listening sockets and all connections. */
+#ifndef DAEMON_SERVER_H
+#define DAEMON_SERVER_H
+
+#include <stdbool.h>
+#include <uv.h>
+#include "common/err.h"
+
+struct daemon;
+struct conn;
+
+struct server_counts {
+    int64_t n_clients, n_accepted, n_refused, n_dropped, n_requests;
+};
+
+/* Listens on every address of the options. A socket file that nobody answers on is replaced; one that
+ * somebody answers on is an error. */
+struct server *server_create(struct daemon *d, struct err *e);
+
+/* Takes no more clients; what is to be sent still leaves. */
+void server_stop_listening(struct server *s);
+
+/* True when no reply waits to be sent. */
+bool server_is_flushed(const struct server *s);
+
+/* Closes everything; the memory goes when the loop has closed the handles. */
+void server_destroy(struct server *s);
+
+/* The connection with this id, if it is still there. Replies that come later hold ids, not pointers. */
+struct conn *server_conn(struct server *s, uint64_t id);
+
+/* Calls fn for every open connection. */
+void server_each(struct server *s, void (*fn)(struct conn *c, void *ctx), void *ctx);
+
+struct server_counts *server_counts(struct server *s);
+
+#endif

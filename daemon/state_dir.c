@@ -1,0 +1,56 @@
+/* state_dir - see state_dir.h. */
+#include "daemon/state_dir.h"
+#include "common/fsutil.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/file.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+static int make_private_dir(const char *path, struct err *e)
+{
+    if (fs_exists(path))
+        return fs_mkdir_p(path, e); /* says so if it is a file */
+    if (fs_mkdir_p(path, e) < 0)
+        return -1;
+    return chmod(path, 0700) < 0 ? err_set_errno(e, "chmod of %s", path) : 0;
+}
+
+static int write_pid(int fd, const char *path, struct err *e)
+{
+    char text[32];
+    int n = snprintf(text, sizeof text, "%ld\n", (long)getpid());
+
+    if (ftruncate(fd, 0) < 0 || pwrite(fd, text, (size_t)n, 0) != n)
+        return err_set_errno(e, "writing %s", path);
+    return 0;
+}
+
+int state_dir_lock(const char *path, struct err *e)
+{
+    if (make_private_dir(path, e) < 0)
+        return -1;
+    char *lock = fs_join(path, "lock"), pid[32] = "";
+    int fd = open(lock, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
+    int rc = fd < 0 ? err_set_errno(e, "%s", lock) : 0;
+    if (rc == 0 && flock(fd, LOCK_EX | LOCK_NB) < 0) {
+        if (errno == EWOULDBLOCK) {
+            ssize_t n = pread(fd, pid, sizeof pid - 1, 0);
+            pid[n > 0 ? strcspn(pid, "\n") : 0] = 0;
+            rc =
+                err_set(e, "another batchformerd (pid %s) already works in %s", *pid ? pid : "unknown", path);
+        } else {
+            rc = err_set_errno(e, "locking %s", lock);
+        }
+    }
+    if (rc == 0)
+        rc = write_pid(fd, lock, e);
+    free(lock);
+    if (rc < 0 && fd >= 0)
+        close(fd);
+    return rc < 0 ? -1 : fd;
+}

@@ -1,0 +1,258 @@
+/* test_checkpoint - saving, keeping, damage of every file, falling back, and refusing what belongs to another
+ * job. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <cmocka.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+#include "common/fsutil.h"
+#include "common/json.h"
+#include "fake_backend.h"
+#include "scratch.h"
+#include "worker/train/checkpoint.h"
+
+struct fixture {
+    struct checkpoint c;
+    struct params *ps;
+    float *momentum;
+    cJSON *spec;
+    struct log log;
+    char *log_path;
+};
+
+static void make(struct fixture *f, void **state, uint64_t seed, int classes)
+{
+    static const char spec[] = "{\"seed\":1,\"train\":{\"epochs\":3,\"batch_size\":8}}";
+
+    *f = (struct fixture){.ps = fake_params(seed, classes), .log_path = scratch_path(state, "log")};
+    f->spec = json_parse(spec, strlen(spec), NULL);
+    f->momentum = fake_backend.ops->mem_alloc(&fake_backend, f->ps->n_weights * sizeof(float), NULL);
+    for (size_t i = 0; i < f->ps->n_weights; i++)
+        f->momentum[i] = (float)(seed * 1000 + i);
+    f->log = (struct log){open(f->log_path, O_CREAT | O_RDWR | O_TRUNC, 0600), LOG_INFO, "test"};
+    checkpoint_init(&f->c, *state, 2);
+    f->c.spec = f->spec;
+    f->c.data_hash = "abc";
+    f->c.world_size = 1;
+    f->c.log = &f->log;
+}
+
+static void drop(struct fixture *f)
+{
+    close(f->log.fd);
+    checkpoint_free(&f->c);
+    params_destroy(f->ps);
+    free(f->momentum);
+    free(f->log_path);
+    cJSON_Delete(f->spec);
+}
+
+static void save(struct fixture *f, int64_t step)
+{
+    struct err e = ERR_INIT;
+    struct checkpoint_state st = {step, 0.1 * (double)step, {1, 2, 1.0 / 3}};
+
+    if (checkpoint_save(&f->c, &st, f->ps, f->momentum, &e) < 0)
+        fail_msg("%s", e.msg);
+}
+
+static char *file_of(const struct fixture *f, int64_t step, const char *name)
+{
+    char *dir = checkpoint_path(&f->c, step), *path = fs_join(dir, name);
+
+    free(dir);
+    return path;
+}
+
+static void round_trip(void **state)
+{
+    struct fixture a, b;
+    struct checkpoint_state st;
+    struct err e = ERR_INIT;
+
+    make(&a, state, 1, 3);
+    make(&b, state, 2, 3);
+    assert_int_equal(checkpoint_load(&a.c, &st, a.ps, a.momentum, &e), 0); /* none yet */
+    save(&a, 7);
+    b.c.world_size = 5;
+    if (checkpoint_load(&b.c, &st, b.ps, b.momentum, &e) != 1)
+        fail_msg("%s", e.msg);
+    assert_int_equal(st.step, 7);
+    assert_true(st.epoch_loss_sum == 0.1 * 7.0 && st.best.epoch == 1 && st.best.step == 2 &&
+                st.best.value == 1.0 / 3);
+    assert_memory_equal(a.ps->weights, b.ps->weights, a.ps->n_weights * sizeof(float));
+    const struct param *p = params_find(a.ps, "fc.weight"), *q = params_find(a.ps, "bn.running_mean");
+    assert_memory_equal(a.momentum + p->offset, b.momentum + p->offset, 15 * sizeof(float));
+    assert_memory_equal(q->value, params_find(b.ps, "bn.running_mean")->value, 5 * sizeof(float));
+    drop(&a);
+    drop(&b);
+}
+
+static void keeps_the_newest(void **state)
+{
+    struct fixture f;
+    int64_t *steps;
+
+    make(&f, state, 1, 3);
+    for (int64_t s = 10; s <= 40; s += 10)
+        save(&f, s);
+    assert_int_equal(checkpoint_list(&f.c, &steps), 2);
+    assert_true(steps[0] == 40 && steps[1] == 30);
+    free(steps);
+    assert_int_equal(scratch_count(f.c.dir), 2); /* and no leftovers */
+    save(&f, 40);                                /* replaced in place */
+    assert_int_equal(scratch_count(f.c.dir), 2);
+    save(&f, 35); /* a run that went back: what lies beyond is of a history that was given up */
+    assert_int_equal(checkpoint_list(&f.c, &steps), 2);
+    assert_true(steps[0] == 35 && steps[1] == 30);
+    free(steps);
+    drop(&f);
+}
+
+/* Damages FILE of step 20; step 10 must be loaded and the log must name the file. */
+static void check_fallback(void **state, const char *file, long flip_at)
+{
+    struct fixture f;
+    struct checkpoint_state st = {0};
+    struct err e = ERR_INIT;
+
+    make(&f, state, 1, 3);
+    save(&f, 10);
+    save(&f, 20);
+    char *path = file_of(&f, 20, file);
+    if (flip_at)
+        scratch_flip(path, flip_at);
+    else
+        assert_int_equal(unlink(path), 0);
+    if (checkpoint_load(&f.c, &st, f.ps, f.momentum, &e) != 1)
+        fail_msg("%s damaged: %s", file, e.msg);
+    assert_int_equal(st.step, 10);
+    char *log = scratch_read(f.log_path);
+    assert_non_null(strstr(log, "step 20 is damaged"));
+    assert_non_null(strstr(log, file));
+    if (flip_at && strcmp(file, "manifest.json") != 0)
+        assert_true(strstr(log, "checksum") && strstr(log, "found") && strstr(log, "expected"));
+    free(log);
+    free(path);
+    drop(&f);
+    char *dir = scratch_path(state, "checkpoints");
+    assert_int_equal(fs_remove_tree(dir, NULL), 0);
+    free(dir);
+}
+
+static void falls_back(void **state)
+{
+    check_fallback(state, "model.safetensors", -1);
+    check_fallback(state, "model.safetensors", 3);
+    check_fallback(state, "model.safetensors", 100);
+    check_fallback(state, "state.safetensors", -20);
+    check_fallback(state, "state.safetensors", 0);
+    check_fallback(state, "manifest.json", 0);
+}
+
+/* Every byte of the manifest counts. (A flip in white space between tokens would make it another text, too.)
+ */
+static void every_flip_in_the_manifest_is_seen(void **state)
+{
+    struct fixture f;
+    struct err e = ERR_INIT;
+
+    make(&f, state, 1, 3);
+    save(&f, 10);
+    char *path = file_of(&f, 10, "manifest.json"), *text = scratch_read(path);
+    long n = (long)strlen(text);
+    for (long i = 0; i < n; i++) {
+        struct checkpoint_state st = {0};
+        if (text[i] == '\t' || text[i] == '\n' || text[i] == ' ')
+            continue;
+        scratch_flip(path, i);
+        if (checkpoint_load(&f.c, &st, f.ps, f.momentum, &e) != -1)
+            fail_msg("a flip in byte %ld of the manifest went unseen", i);
+        scratch_flip(path, i);
+    }
+    free(text);
+    free(path);
+    drop(&f);
+}
+
+static void all_damaged_is_an_error(void **state)
+{
+    struct fixture f;
+    struct checkpoint_state st;
+    struct err e = ERR_INIT;
+
+    make(&f, state, 1, 3);
+    for (int64_t s = 10; s <= 20; s += 10) {
+        save(&f, s);
+        char *path = file_of(&f, s, "model.safetensors");
+        scratch_flip(path, -5);
+        free(path);
+    }
+    assert_int_equal(checkpoint_load(&f.c, &st, f.ps, f.momentum, &e), -1);
+    assert_non_null(strstr(e.msg, "no checkpoint is whole"));
+    assert_non_null(strstr(e.msg, "step-00000010"));
+    drop(&f);
+}
+
+static void others_are_refused(void **state)
+{
+    struct fixture a, b;
+    struct checkpoint_state st;
+    struct err e = ERR_INIT;
+
+    make(&a, state, 1, 3);
+    save(&a, 10);
+    make(&b, state, 1, 4);
+    assert_int_equal(checkpoint_load(&b.c, &st, b.ps, b.momentum, &e), -1);
+    assert_true(strstr(e.msg, "fc.weight") && strstr(e.msg, "(3, 5)") && strstr(e.msg, "(4, 5)"));
+    a.c.data_hash = "abd";
+    assert_int_equal(checkpoint_load(&a.c, &st, a.ps, a.momentum, &e), -1);
+    assert_non_null(strstr(e.msg, "data"));
+    a.c.data_hash = "abc";
+    cJSON_ReplaceItemInObject(a.spec, "seed", cJSON_CreateNumber(5));
+    assert_int_equal(checkpoint_load(&a.c, &st, a.ps, a.momentum, &e), -1);
+    assert_non_null(strstr(e.msg, "/seed"));
+    drop(&a);
+    drop(&b);
+}
+
+static void failed_save_leaves_the_old_ones(void **state)
+{
+    static const char *const points[] = {"checkpoint.mid_write:error", "checkpoint.before_rename:error"};
+    struct fixture f;
+    struct checkpoint_state st = {20, 0, {-1, -1, 0}};
+    struct err e = ERR_INIT;
+
+    make(&f, state, 1, 3);
+    save(&f, 10);
+    for (int i = 0; i < 2; i++) {
+        setenv("BATCHFORMER_FAULT", points[i], 1);
+        assert_int_equal(checkpoint_save(&f.c, &st, f.ps, f.momentum, &e), -1);
+        unsetenv("BATCHFORMER_FAULT");
+        assert_int_equal(scratch_count(f.c.dir), 1);
+    }
+    assert_int_equal(checkpoint_load(&f.c, &st, f.ps, f.momentum, &e), 1);
+    assert_int_equal(st.step, 10);
+    assert_int_equal(st.best.epoch, 1);
+    drop(&f);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test_setup_teardown(round_trip, scratch_setup, scratch_teardown),
+        cmocka_unit_test_setup_teardown(keeps_the_newest, scratch_setup, scratch_teardown),
+        cmocka_unit_test_setup_teardown(falls_back, scratch_setup, scratch_teardown),
+        cmocka_unit_test_setup_teardown(every_flip_in_the_manifest_is_seen, scratch_setup, scratch_teardown),
+        cmocka_unit_test_setup_teardown(all_damaged_is_an_error, scratch_setup, scratch_teardown),
+        cmocka_unit_test_setup_teardown(others_are_refused, scratch_setup, scratch_teardown),
+        cmocka_unit_test_setup_teardown(failed_save_leaves_the_old_ones, scratch_setup, scratch_teardown),
+    };
+
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
