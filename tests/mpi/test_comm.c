@@ -141,9 +141,12 @@ static void test_timeout(void **state)
 {
     (void)state;
     struct err e = ERR_INIT;
-    struct comm *c = comm_mpi_create(200, &e), *sync = comm_mpi_create(TEST_TIMEOUT_MS, &e);
+    struct comm *sync = comm_mpi_create(TEST_TIMEOUT_MS, &e), *c;
     static float x = 1; /* stays in flight after the timeout */
 
+    __lsan_disable(); /* never destroyed: after a timeout a communicator can only be aborted */
+    c = comm_mpi_create(200, &e);
+    __lsan_enable();
     if (c->size > 1 && c->rank == 0) {
         assert_int_equal(comm_all_reduce(c, &x, 1, DTYPE_F32, &e), -1);
         assert_int_equal(e.kind, ERR_PEER_LOST);
@@ -154,7 +157,6 @@ static void test_timeout(void **state)
         comm_all_reduce(c, &x, 1, DTYPE_F32, &e);
     }
     comm_destroy(sync);
-    comm_destroy(c);
 }
 
 static const struct CMUnitTest tests[] = {

@@ -29,11 +29,13 @@ struct net_case {
     double loss_tolerance, gradient_tolerance; /* relative; gradients norm-wise per tensor */
 };
 
-/* ResNet-50 on so few pixels is ill-conditioned in fp32 whoever computes it: PyTorch's own fp32 deviates from
- * its fp64 by 1.2e-5 in the loss and 1.3e-2 in a gradient. It is here for its structure. */
+/* On so few pixels the large-image networks are ill-conditioned in fp32 whoever computes them (a rounding
+ * flips a ReLU): PyTorch's own fp32 deviates from its fp64 by up to 3.4e-3 in a gradient of ResNet-18, and
+ * by 1.2e-5 in the loss and 1.3e-2 in a gradient of ResNet-50. They are here for their structure; ResNet-20
+ * is here for its digits. */
 static const struct net_case cases[] = {
     {"resnet20", 24, 28, 1, 10, true, 1e-5, 1e-3},
-    {"resnet18", 6, 64, 3, 7, false, 1e-5, 1e-3},
+    {"resnet18", 6, 64, 3, 7, false, 1e-5, 1e-2},
     {"resnet50", 6, 64, 3, 7, false, 1e-4, 5e-2},
 };
 
