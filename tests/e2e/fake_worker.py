@@ -2,7 +2,7 @@
 """A worker that trains nothing: it speaks worker.attach, progress and done as batchformer-worker does, so that the
 coordinator's handling of real processes can be tested in seconds.
 
-The job's name is its behaviour, a list "key=value,…":
+The job's name is its behaviour, a list "key=value+…":
   steps=N ms=N      N steps of so many milliseconds (default 5 and 20)
   every=N           a checkpoint every N steps (default 0: none); --resume goes on from the newest one
   fail=1            ends with a stated failure after its last step
@@ -155,7 +155,7 @@ def main():
     args = parser.parse_args()
     how = {"steps": 5, "ms": 20, "every": 0, "fail": 0, "status": 0, "die": -1, "deaf": 0, "silent": 0}
     name = json.loads(pathlib.Path(args.job).read_text())["name"]
-    how.update((k, int(v)) for k, v in (item.split("=") for item in name.split(",") if "=" in item))
+    how.update((k, int(v)) for k, v in (item.split("=") for item in name.split("+") if "=" in item))
     if how["deaf"]:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
     if how["die"] == RANK and os.environ["BATCHFORMER_ATTEMPT"] == "1":
