@@ -83,6 +83,22 @@ static inline bool acc_bit(const struct op_call *c, int input)
     return (c->acc >> input) & 1;
 }
 
+/* out[i] = Σ over parts of part[k·width + i], in order; fp64. */
+static inline void cpu_sum_parts(const double *part, int n_parts, int64_t width, double *out)
+{
+    for (int64_t i = 0; i < width; i++)
+        out[i] = 0;
+    for (int k = 0; k < n_parts; k++)
+        for (int64_t i = 0; i < width; i++)
+            out[i] += part[k * width + i];
+}
+
+/* *dst = v, or *dst += v. */
+static inline void cpu_put(float *dst, double v, bool add)
+{
+    *dst = (float)(add ? *dst + v : v);
+}
+
 /* dst = src, or dst += src; n floats. */
 void cpu_copy_or_add(float *dst, const float *src, int64_t n, bool add);
 
@@ -123,7 +139,7 @@ KERNEL_FORWARD(mean_spatial);
 KERNEL_BACKWARD(mean_spatial);
 KERNEL_FORWARD(shortcut_pad);
 KERNEL_BACKWARD(shortcut_pad);
-/* cpu_norm.c */
+/* cpu_norm.c, cpu_layernorm.c */
 KERNEL_PREPARE(bn_stats);
 KERNEL_FORWARD(bn_stats);
 KERNEL_BACKWARD(bn_stats);

@@ -1,9 +1,13 @@
-/* cpu_norm - batch normalisation in its three operators, and layer normalisation.
+/* cpu_norm - batch normalisation in its three operators. Layer normalisation is in cpu_layernorm.c.
  *
- * Batch norm works on blocks of SUM_ROWS rows × 16 channels that stay in registers and in the first-level
- * cache; blocks are grouped into chunks by rows. Sums are fp32 within a block and fp64 from there on.
+ * Batch norm works on blocks of at most SUM_ROWS rows × 16 channels that stay in registers and in the
+ * first-level cache. A block never crosses from one sample to the next, and nothing that is rounded to fp32
+ * depends on which samples lie beside it: sums are fp32 within a block and fp64 from there on. So the
+ * statistics of a mini-batch come out the same, but for the last bits of fp64, however its samples are spread
+ * over ranks, and the forward pass of one rank and of many agree in (almost always) every bit. Chunks, whose
+ * number and bounds depend on the shape only, are what threads share.
  *
- * Statistics are taken of x - pivot, the pivot being the chunk's first row, and turned into Σx and Σx² in
+ * Statistics are taken of x - pivot, the pivot being the sample's first row, and turned into Σx and Σx² in
  * fp64. So the variance Σx²/count - mean² keeps its digits when |mean| is far above the standard deviation:
  * the fp32 rounding is relative to the deviations. Backward evaluates dS1 + 2·x·dS2, two large terms that
  * nearly cancel in that case, as (dS1 + 2·pivot·dS2) + 2·(x - pivot)·dS2 with the bracket in fp64.
@@ -19,14 +23,39 @@
 #include "worker/backend/cpu/cpu_internal.h"
 #include "worker/backend/cpu/cpu_simd.h"
 
-enum {
-    SUM_ROWS = 64,
-    LN_ROWS = 32,
+enum { SUM_ROWS = 64 };
+
+/* x as samples of `rows` rows (pixels; 1 in (M,C)), the samples in chunks of at least SUM_ROWS rows. */
+struct samples {
+    int64_t rows, C;
+    struct chunks chunks;
 };
 
-static struct chunks row_chunks(struct shape s)
+static struct samples samples_of(struct shape s)
 {
-    return chunks_make(shape_rows(s), SUM_ROWS);
+    struct samples sm = {1, shape_channels(s), {0}};
+
+    for (int i = 1; i < s.n_dims - 1; i++)
+        sm.rows *= s.dims[i];
+    sm.chunks = chunks_make(s.n_dims > 1 ? s.dims[0] : 1, ceil_div(SUM_ROWS, max_i64(sm.rows, 1)));
+    return sm;
+}
+
+/* First and end row of chunk k. */
+static int64_t first_row(const struct samples *sm, int k)
+{
+    return chunk_first(&sm->chunks, k) * sm->rows;
+}
+
+static int64_t end_row(const struct samples *sm, int k)
+{
+    return chunk_end(&sm->chunks, k) * sm->rows;
+}
+
+/* Rows of the block that begins at row r: up to SUM_ROWS, within r's sample. */
+static int64_t block_rows(const struct samples *sm, int64_t r)
+{
+    return min_i64(SUM_ROWS, sm->rows - r % sm->rows);
 }
 
 /* ------------------------------------------------------------------ statistics */
@@ -68,56 +97,52 @@ static ALWAYS_INLINE void stats_block(const float *x, int64_t rows, int64_t ld, 
     }
 }
 
-/* Σx and Σx² of rows [r0, r1) into part[0…C-1] and part[C…2C-1]. */
-static void stats_chunk(const float *x, int64_t r0, int64_t r1, int64_t C, double *part)
+/* Adds Σx and Σx² of the sample that begins at row r0 to part[0…C-1] and part[C…2C-1]; tmp holds 2C. */
+static void stats_sample(const struct samples *sm, const float *x, int64_t r0, double *tmp, double *part)
 {
+    const int64_t C = sm->C;
     const float *pivot = x + r0 * C;
-    const double n = (double)(r1 - r0);
+    const double n = (double)sm->rows;
 
-    memset(part, 0, (size_t)(2 * C) * sizeof(*part));
-    for (int64_t r = r0; r < r1; r += SUM_ROWS) {
-        const int64_t rows = min_i64(SUM_ROWS, r1 - r);
+    memset(tmp, 0, (size_t)(2 * C) * sizeof(*tmp));
+    for (int64_t r = r0; r < r0 + sm->rows; r += SUM_ROWS) {
+        const int64_t rows = block_rows(sm, r);
 
-        FOR_CHANNEL_BLOCKS(j, C, stats_block, x + r * C + j, rows, C, pivot + j, part + j, part + C + j);
+        FOR_CHANNEL_BLOCKS(j, C, stats_block, x + r * C + j, rows, C, pivot + j, tmp + j, tmp + C + j);
     }
     for (int64_t j = 0; j < C; j++) {
-        double k = pivot[j], s1 = part[j], s2 = part[C + j];
+        double k = pivot[j], s1 = tmp[j], s2 = tmp[C + j];
 
-        part[j] = s1 + n * k;
-        part[C + j] = s2 + 2 * k * s1 + n * k * k;
+        part[j] += s1 + n * k;
+        part[C + j] += s2 + 2 * k * s1 + n * k * k;
     }
 }
 
-/* out[i] = Σ over chunks of part[k][i], in order. */
-static void sum_parts(const double *part, int n_parts, int64_t width, double *out)
-{
-    memset(out, 0, (size_t)width * sizeof(*out));
-    for (int k = 0; k < n_parts; k++)
-        for (int64_t i = 0; i < width; i++)
-            out[i] += part[k * width + i];
-}
-
+/* Scratch: for each chunk its sums and a sample's, 4C doubles. */
 KERNEL_PREPARE(bn_stats)
 {
+    const struct samples sm = samples_of(n->in[0]->shape);
+
     (void)be;
     (void)e;
-    p->scratch_bytes =
-        (size_t)(row_chunks(n->in[0]->shape).n * 2 * shape_channels(n->in[0]->shape)) * sizeof(double);
+    p->scratch_bytes = (size_t)(sm.chunks.n * 4 * sm.C) * sizeof(double);
     return 0;
 }
 
 KERNEL_FORWARD(bn_stats)
 {
-    const struct shape s = c->node->in[0]->shape;
-    const struct chunks ch = row_chunks(s);
-    const int64_t C = shape_channels(s);
-    double *part = c->scratch;
+    const struct samples sm = samples_of(c->node->in[0]->shape);
+    const int64_t C = sm.C;
+    double *part = c->scratch, *tmp = part + sm.chunks.n * 2 * C;
 
     (void)e;
 #pragma omp parallel for schedule(static)
-    for (int k = 0; k < ch.n; k++)
-        stats_chunk(c->in[0], chunk_first(&ch, k), chunk_end(&ch, k), C, part + k * 2 * C);
-    sum_parts(part, ch.n, 2 * C, c->out);
+    for (int k = 0; k < sm.chunks.n; k++) {
+        memset(part + k * 2 * C, 0, (size_t)(2 * C) * sizeof(*part));
+        for (int64_t r = first_row(&sm, k); r < end_row(&sm, k); r += sm.rows)
+            stats_sample(&sm, c->in[0], r, tmp + k * 2 * C, part + k * 2 * C);
+    }
+    cpu_sum_parts(part, sm.chunks.n, 2 * C, c->out);
     return 0;
 }
 
@@ -156,9 +181,8 @@ static ALWAYS_INLINE void stats_grad_block(const float *x, float *dx, int64_t ro
 
 KERNEL_BACKWARD(bn_stats)
 {
-    const struct shape s = c->node->in[0]->shape;
-    const struct chunks ch = row_chunks(s);
-    const int64_t C = shape_channels(s);
+    const struct samples sm = samples_of(c->node->in[0]->shape);
+    const int64_t C = sm.C;
     const float *x = c->in[0];
     const double *d1 = c->dout, *d2 = d1 + C;
     const bool add = acc_bit(c, 0);
@@ -168,11 +192,13 @@ KERNEL_BACKWARD(bn_stats)
     if (!dx)
         return 0;
 #pragma omp parallel for schedule(static)
-    for (int k = 0; k < ch.n; k++) {
-        for (int64_t r = chunk_first(&ch, k), end = chunk_end(&ch, k); r < end; r += SUM_ROWS) {
-            const int64_t rows = min_i64(SUM_ROWS, end - r), at = r * C;
+    for (int k = 0; k < sm.chunks.n; k++) {
+        for (int64_t r = first_row(&sm, k), rows; r < end_row(&sm, k); r += rows) {
+            const float *pivot = x + (r - r % sm.rows) * C;
+            const int64_t at = r * C;
 
-            FOR_CHANNEL_BLOCKS(j, C, stats_grad_block, x + at + j, dx + at + j, rows, C, x + j, d1 + j,
+            rows = block_rows(&sm, r);
+            FOR_CHANNEL_BLOCKS(j, C, stats_grad_block, x + at + j, dx + at + j, rows, C, pivot + j, d1 + j,
                                d2 + j, add);
         }
     }
@@ -239,18 +265,18 @@ static ALWAYS_INLINE void apply_block(const float *x, const float *res, float *y
 /* The forward pass that bn_apply and bn_infer share; res may be NULL. */
 static void apply_all(const struct op_call *c, const struct bn_coef *k, const float *res)
 {
-    const struct shape s = c->node->shape;
-    const struct chunks ch = row_chunks(s);
-    const int64_t C = shape_channels(s);
+    const struct samples sm = samples_of(c->node->shape);
+    const int64_t C = sm.C;
     const bool relu = c->node->attr.bn.relu;
     const float *x = c->in[0];
     float *y = c->out;
 
 #pragma omp parallel for schedule(static)
-    for (int q = 0; q < ch.n; q++) {
-        for (int64_t r = chunk_first(&ch, q), end = chunk_end(&ch, q); r < end; r += SUM_ROWS) {
-            const int64_t rows = min_i64(SUM_ROWS, end - r), at = r * C;
+    for (int q = 0; q < sm.chunks.n; q++) {
+        for (int64_t r = first_row(&sm, q), rows; r < end_row(&sm, q); r += rows) {
+            const int64_t at = r * C;
 
+            rows = block_rows(&sm, r);
             FOR_CHANNEL_BLOCKS(j, C, apply_block, x + at + j, res ? res + at + j : NULL, y + at + j, rows, C,
                                coef_from(k, j), relu);
         }
@@ -263,7 +289,7 @@ KERNEL_PREPARE(bn_apply)
 
     (void)be;
     (void)e;
-    p->scratch_bytes = coef_bytes(C) + (size_t)((row_chunks(n->shape).n + 1) * 2 * C) * sizeof(double);
+    p->scratch_bytes = coef_bytes(C) + (size_t)((samples_of(n->shape).chunks.n + 1) * 2 * C) * sizeof(double);
     return 0;
 }
 
@@ -378,21 +404,15 @@ static ALWAYS_INLINE void apply_grad_block(const struct bn_grad *b, int64_t at, 
     }
 }
 
-static void apply_grad_chunk(const struct bn_grad *b, int64_t r0, int64_t r1, double *part)
+static void apply_grad_chunk(const struct bn_grad *b, const struct samples *sm, int k, double *part)
 {
     const int64_t C = b->C;
 
     memset(part, 0, (size_t)(2 * C) * sizeof(*part));
-    for (int64_t r = r0; r < r1; r += SUM_ROWS) {
-        const int64_t rows = min_i64(SUM_ROWS, r1 - r);
-
+    for (int64_t r = first_row(sm, k), rows; r < end_row(sm, k); r += rows) {
+        rows = block_rows(sm, r);
         FOR_CHANNEL_BLOCKS(j, C, apply_grad_block, b, r * C + j, rows, j, part + j, part + C + j);
     }
-}
-
-static void put(float *dst, double v, bool add)
-{
-    *dst = (float)(add ? *dst + v : v);
 }
 
 /* From A = Σg and B = Σ g·(x-mean) to the gradients of γ, β and of the sums. */
@@ -414,9 +434,9 @@ static void finish_grads(const struct op_call *c, const double *sums)
         dmean = -gamma[j] * istd * A;
         dvar = -0.5 * gamma[j] * istd * istd * B;
         if (dgamma)
-            put(&dgamma[j], B, acc_bit(c, 2));
+            cpu_put(&dgamma[j], B, acc_bit(c, 2));
         if (dbeta)
-            put(&dbeta[j], A, acc_bit(c, 3));
+            cpu_put(&dbeta[j], A, acc_bit(c, 3));
         if (dsums) {
             double d1 = (dmean - 2 * mean * dvar) / count, d2 = dvar / count;
 
@@ -430,7 +450,7 @@ KERNEL_BACKWARD(bn_apply)
 {
     const struct node *n = c->node;
     const int64_t C = shape_channels(n->shape);
-    const struct chunks ch = row_chunks(n->shape);
+    const struct samples sm = samples_of(n->shape);
     const float *gamma = c->in[2];
     double *sums = (double *)((char *)c->scratch + coef_bytes(C)), *part = sums + 2 * C;
     const struct bn_grad b = {
@@ -454,127 +474,9 @@ KERNEL_BACKWARD(bn_apply)
         b.k.scale[j] = (float)(gamma[j] / sqrt(var + n->attr.bn.eps));
     }
 #pragma omp parallel for schedule(static)
-    for (int k = 0; k < ch.n; k++)
-        apply_grad_chunk(&b, chunk_first(&ch, k), chunk_end(&ch, k), part + k * 2 * C);
-    sum_parts(part, ch.n, 2 * C, sums);
+    for (int k = 0; k < sm.chunks.n; k++)
+        apply_grad_chunk(&b, &sm, k, part + k * 2 * C);
+    cpu_sum_parts(part, sm.chunks.n, 2 * C, sums);
     finish_grads(c, sums);
-    return 0;
-}
-
-/* ------------------------------------------------------------------ layer norm */
-
-static struct chunks ln_chunks(struct shape s)
-{
-    return chunks_make(shape_rows(s), LN_ROWS);
-}
-
-/* aux: mean and 1/std of each row. Scratch (backward): a chunk's dγ and dβ, 2C doubles, for each chunk. */
-KERNEL_PREPARE(layernorm)
-{
-    (void)be;
-    (void)e;
-    p->aux_bytes = (size_t)(2 * shape_rows(n->shape)) * sizeof(float);
-    p->scratch_bytes = (size_t)((ln_chunks(n->shape).n + 1) * 2 * shape_channels(n->shape)) * sizeof(double);
-    return 0;
-}
-
-static void ln_row(const float *x, const float *gamma, const float *beta, float *y, int64_t C, float eps,
-                   float *stat)
-{
-    float sum = 0, sq = 0, mean, istd;
-
-#pragma omp simd reduction(+ : sum)
-    for (int64_t j = 0; j < C; j++)
-        sum += x[j];
-    mean = sum / (float)C;
-#pragma omp simd reduction(+ : sq)
-    for (int64_t j = 0; j < C; j++)
-        sq += (x[j] - mean) * (x[j] - mean);
-    istd = 1.0f / sqrtf(sq / (float)C + eps);
-#pragma omp simd
-    for (int64_t j = 0; j < C; j++)
-        y[j] = (x[j] - mean) * istd * gamma[j] + beta[j];
-    stat[0] = mean;
-    stat[1] = istd;
-}
-
-KERNEL_FORWARD(layernorm)
-{
-    const struct shape s = c->node->shape;
-    const struct chunks ch = ln_chunks(s);
-    const int64_t C = shape_channels(s);
-    const float *x = c->in[0];
-    float *y = c->out, *stat = c->aux;
-
-    (void)e;
-#pragma omp parallel for schedule(static)
-    for (int k = 0; k < ch.n; k++)
-        for (int64_t i = chunk_first(&ch, k), end = chunk_end(&ch, k); i < end; i++)
-            ln_row(x + i * C, c->in[1], c->in[2], y + i * C, C, c->node->attr.layernorm.eps, stat + 2 * i);
-    return 0;
-}
-
-/* dx = istd·(g - mean(g) - x̂·mean(g·x̂)) with g = dy·γ. */
-static void ln_grad_row(const float *x, const float *gamma, const float *dy, float *dx, int64_t C,
-                        const float *stat, bool add)
-{
-    const float mean = stat[0], istd = stat[1];
-    float sg = 0, sgx = 0;
-
-#pragma omp simd reduction(+ : sg, sgx)
-    for (int64_t j = 0; j < C; j++) {
-        float g = dy[j] * gamma[j];
-
-        sg += g;
-        sgx += g * ((x[j] - mean) * istd);
-    }
-    sg /= (float)C;
-    sgx /= (float)C;
-#pragma omp simd
-    for (int64_t j = 0; j < C; j++) {
-        float d = istd * (dy[j] * gamma[j] - sg - (x[j] - mean) * istd * sgx);
-
-        dx[j] = (add ? dx[j] : 0.0f) + d;
-    }
-}
-
-/* Adds a row's share of dγ and dβ, fp64. */
-static void ln_param_row(const float *x, const float *dy, int64_t C, const float *stat,
-                         double *restrict dgamma, double *restrict dbeta)
-{
-    for (int64_t j = 0; j < C; j++) {
-        dgamma[j] += (double)(dy[j] * ((x[j] - stat[0]) * stat[1]));
-        dbeta[j] += (double)dy[j];
-    }
-}
-
-KERNEL_BACKWARD(layernorm)
-{
-    const struct shape s = c->node->shape;
-    const struct chunks ch = ln_chunks(s);
-    const int64_t C = shape_channels(s);
-    const float *x = c->in[0], *dy = c->dout, *stat = c->aux;
-    double *sums = c->scratch, *part = sums + 2 * C;
-    float *dx = c->din[0];
-
-    (void)e;
-#pragma omp parallel for schedule(static)
-    for (int k = 0; k < ch.n; k++) {
-        double *mine = part + k * 2 * C;
-
-        memset(mine, 0, (size_t)(2 * C) * sizeof(*mine));
-        for (int64_t i = chunk_first(&ch, k), end = chunk_end(&ch, k); i < end; i++) {
-            ln_param_row(x + i * C, dy + i * C, C, stat + 2 * i, mine, mine + C);
-            if (dx)
-                ln_grad_row(x + i * C, c->in[1], dy + i * C, dx + i * C, C, stat + 2 * i, acc_bit(c, 0));
-        }
-    }
-    sum_parts(part, ch.n, 2 * C, sums);
-    for (int64_t j = 0; j < C; j++) {
-        if (c->din[1])
-            put((float *)c->din[1] + j, sums[j], acc_bit(c, 1));
-        if (c->din[2])
-            put((float *)c->din[2] + j, sums[C + j], acc_bit(c, 2));
-    }
     return 0;
 }
