@@ -40,7 +40,7 @@ cJSON *job_view_summary(const struct daemon *d, const struct job *job)
     cJSON_AddStringToObject(v, "user", job->user);
     cJSON_AddNumberToObject(v, "priority", (double)job->priority);
     cJSON_AddNumberToObject(v, "ranks", (double)job->n_ranks);
-    cJSON_AddNumberToObject(v, "attempt", (double)job->attempt);
+    cJSON_AddNumberToObject(v, "attempts", (double)job->attempt);
     cJSON_AddNumberToObject(v, "max_attempts", (double)(job->max_restarts + 1));
     add_time(v, "submitted_ms", job->submitted_ms);
     add_time(v, "started_ms", job->started_ms);

@@ -161,6 +161,14 @@ static struct fake_run *run_find(struct launch_fake *l, int64_t job)
     return r;
 }
 
+/* Its next tick comes at once. */
+static void hurry(struct fake_run *r)
+{
+    uint64_t every = uv_timer_get_repeat(&r->timer);
+
+    uv_timer_start(&r->timer, on_tick, 0, every);
+}
+
 static bool command(struct launcher *base, int64_t job, const char *what)
 {
     struct fake_run *r = run_find((struct launch_fake *)base, job);
@@ -171,6 +179,7 @@ static bool command(struct launcher *base, int64_t job, const char *what)
         r->stopping = true;
     else
         r->checkpoint_step = r->step;
+    hurry(r);
     return true;
 }
 
@@ -182,6 +191,7 @@ static void send_signal(struct launcher *base, int64_t job, int signo)
         return;
     r->gone = true;
     r->exit = (struct launch_exit){.known = true, .status = 128 + signo};
+    hurry(r);
 }
 
 static void destroy(struct launcher *base)

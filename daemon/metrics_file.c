@@ -24,11 +24,9 @@ static bool is_wanted(const struct reader *r, const char *name)
 {
     if (!r->names)
         return true;
-    for (const cJSON *w = r->names->child; w; w = w->next) {
-        size_t n = strlen(name), len = strlen(w->valuestring);
-        if (len <= n && strcmp(name + n - len, w->valuestring) == 0 && (len == n || name[n - len - 1] == '/'))
+    for (const cJSON *w = r->names->child; w; w = w->next)
+        if (strcmp(name, w->valuestring) == 0)
             return true;
-    }
     return false;
 }
 
@@ -47,18 +45,10 @@ static void add_point(struct reader *r, const char *name, int64_t step, double v
 
 static void add_line(struct reader *r, const cJSON *line, int64_t step)
 {
-    const cJSON *kind = json_find(line, "kind"), *split = json_find(line, "split");
-    char name[256];
-
-    for (const cJSON *v = line->child; v; v = v->next) {
-        if (!cJSON_IsNumber(v) || strcmp(v->string, "step") == 0 || strcmp(v->string, "epoch") == 0)
-            continue;
-        snprintf(name, sizeof name, "%s%s%s%s%s", cJSON_IsString(kind) ? kind->valuestring : "",
-                 cJSON_IsString(kind) ? "/" : "", cJSON_IsString(split) ? split->valuestring : "",
-                 cJSON_IsString(split) ? "/" : "", v->string);
-        if (is_wanted(r, name))
-            add_point(r, name, step, v->valuedouble);
-    }
+    for (const cJSON *v = line->child; v; v = v->next)
+        if (cJSON_IsNumber(v) && strcmp(v->string, "step") != 0 && strcmp(v->string, "epoch") != 0 &&
+            is_wanted(r, v->string))
+            add_point(r, v->string, step, v->valuedouble);
 }
 
 /* Returns the step from which to ask again, or -1 when everything was read. */

@@ -8,21 +8,10 @@ import socket
 import subprocess
 import time
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
+from buildlib import ROOT, bin_dir
+
 HERE = pathlib.Path(__file__).resolve().parent
 FINAL = ("succeeded", "failed", "cancelled")
-
-
-def bin_dir():
-    """The build under test: $BF_BIN_DIR, $BF_BUILD/bin, else the build directory whose daemon is newest."""
-    if os.environ.get("BF_BIN_DIR"):
-        return pathlib.Path(os.environ["BF_BIN_DIR"])
-    if os.environ.get("BF_BUILD"):
-        return pathlib.Path(os.environ["BF_BUILD"]) / "bin"
-    found = list(ROOT.glob("build/*/bin/batchformerd")) + list(ROOT.glob("build*/bin/batchformerd"))
-    if not found:
-        raise RuntimeError("no batchformerd found: build first, or set BF_BUILD to the build directory")
-    return max(found, key=lambda p: p.stat().st_mtime).parent
 
 
 def wait_until(condition, what, timeout=60):
@@ -166,6 +155,11 @@ class Daemon:
 
     def run_dir(self, job):
         return self.state / "runs" / str(job)
+
+    def processes(self, job):
+        """Live processes of any attempt of the job; other daemons' jobs of the same number do not count."""
+        ours = processes_with_env(f"BATCHFORMER_LINK=unix:{self.socket}")
+        return sorted(set(ours) & set(processes_with_env(f"BATCHFORMER_JOB={job}")))
 
     def kill(self):
         """As a crash would."""

@@ -116,11 +116,11 @@ def rank_zero(run_dir, how, resume):
             starts.write("double\n")
         starts.write(f"attempt {os.environ['BATCHFORMER_ATTEMPT']} pid {os.getpid()} resume {resume}\n")
     link = Link(not how["silent"])
-    saved = newest_checkpoint(run_dir) if resume else -1
+    saved, asked = newest_checkpoint(run_dir) if resume else -1, False
     for step in range(max(saved, 0) + 1, how["steps"] + 1):
         time.sleep(how["ms"] / 1000)
         print(f"step {step}", flush=True)
-        if how["every"] and step % how["every"] == 0 or "checkpoint" in link.commands:
+        if how["every"] and step % how["every"] == 0 or asked:
             write_checkpoint(run_dir, step)
             saved = step
         link.tell("worker.progress", {
@@ -128,9 +128,10 @@ def rank_zero(run_dir, how, resume):
             "images_per_s": 100.0, "eta_s": None, "checkpoint_step": saved})
         if "stop" in link.commands and not how["deaf"]:
             finish(run_dir, link, "stopped", "stopped on request", 130)
+        asked = "checkpoint" in link.commands
         link.commands.clear()
     if how["status"]:
-        print(f"about to end with status {how['status']}", file=sys.stderr, flush=True)
+        print(f"about to end with status {how['status']}", flush=True)
         (run_dir / "fake-end").write_text(os.environ["BATCHFORMER_ATTEMPT"])
         sys.exit(how["status"])
     if how["fail"]:

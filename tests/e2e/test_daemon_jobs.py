@@ -42,7 +42,7 @@ def test_life_of_a_job(daemon):
         assert all(ev["reason"] for ev in events)
         assert not any("token" in ev for ev in events)
         record = rpc.call("job.get", id=job)
-        assert record["state"] == "succeeded" and record["attempt"] == 1
+        assert record["state"] == "succeeded" and record["attempts"] == 1
         assert record["submitted_ms"] <= record["started_ms"] <= record["ended_ms"]
         assert record["spec"]["resources"]["max_ranks"] == 1  # resolved: defaults are filled in
         assert record["progress"]["step"] == 10 and record["allocation"] is None
@@ -125,7 +125,7 @@ def test_stated_failure_is_final_and_a_lost_rank_is_not(make_daemon, tmp_path):
     failing = make_daemon(directory=tmp_path / "a", behaviour="fail=1")
     with failing.rpc() as rpc:
         record = rpc.wait_state(rpc.submit(), "failed")
-        assert record["reason"] == "told to fail" and record["attempt"] == 1
+        assert record["reason"] == "told to fail" and record["attempts"] == 1
     (tmp_path / "b").mkdir()
     losing = make_daemon(directory=tmp_path / "b", behaviour="lose=2")
     with losing.rpc() as rpc:
@@ -133,7 +133,7 @@ def test_stated_failure_is_final_and_a_lost_rank_is_not(make_daemon, tmp_path):
         job = rpc.submit()
         events = events_until(rpc, ended(job))
         assert types(events).count("restarting") == 2
-        assert events[-1]["state"] == "succeeded" and rpc.call("job.get", id=job)["attempt"] == 3
+        assert events[-1]["state"] == "succeeded" and rpc.call("job.get", id=job)["attempts"] == 3
         restarts = [ev["reason"] for ev in events if ev["type"] == "restarting"]
         assert "attempt 2 of 4" in restarts[0] and "attempt 3 of 4" in restarts[1]
         job = rpc.submit(spec(scheduling={"max_restarts": 1}))
@@ -145,7 +145,7 @@ def test_start_that_fails_is_not_tried_again(make_daemon):
     daemon = make_daemon(behaviour="start=0")
     with daemon.rpc() as rpc:
         record = rpc.wait_state(rpc.submit(), "failed")
-        assert "could not be started" in record["reason"] and record["attempt"] == 1
+        assert "could not be started" in record["reason"] and record["attempts"] == 1
 
 
 # --- scheduling ---

@@ -19,9 +19,7 @@ def mpi_daemon(make_daemon):
 
 
 def alive(daemon, job):
-    """Processes of any attempt of the job, except those of other daemons that run on this machine."""
-    ours = processes_with_env(f"BATCHFORMER_LINK=unix:{daemon.socket}")
-    return sorted(set(ours) & set(processes_with_env(f"BATCHFORMER_JOB={job}")))
+    return daemon.processes(job)
 
 
 def starts(daemon, job):
@@ -86,19 +84,19 @@ def test_stated_failure(mpi_daemon):
     daemon = mpi_daemon()
     with daemon.rpc() as rpc:
         record = rpc.wait_state(rpc.submit(spec("fail=1", ranks=2)), "failed")
-        assert record["reason"] == "the data are bad" and record["attempt"] == 1
+        assert record["reason"] == "the data are bad" and record["attempts"] == 1
 
 
 def test_worker_that_ends_without_a_word(mpi_daemon):
     daemon = mpi_daemon()
     with daemon.rpc() as rpc:
         record = rpc.wait_state(rpc.submit(spec("silent=1+status=1", ranks=1)), "failed")
-        assert record["reason"] == "about to end with status 1" and record["attempt"] == 1
+        assert record["reason"] == "about to end with status 1" and record["attempts"] == 1
         record = rpc.wait_state(rpc.submit(spec("status=7", ranks=1)), "failed")
-        assert "status 7" in record["reason"] and record["attempt"] == 1
+        assert "status 7" in record["reason"] and record["attempts"] == 1
         job = rpc.submit(spec("status=4", ranks=1, scheduling={"max_restarts": 1}))
         record = rpc.wait_state(job, "failed")
-        assert record["attempt"] == 2 and "a rank was lost" in record["reason"]
+        assert record["attempts"] == 2 and "a rank was lost" in record["reason"]
 
 
 @pytest.mark.parametrize("option,says", [("--worker", "the worker cannot be run as"),
@@ -109,7 +107,7 @@ def test_missing_program(make_daemon, option, says):
         job = rpc.submit()
         record = rpc.wait_state(job, "failed")
         assert says in record["reason"] and "/nonexistent/program" in record["reason"]
-        assert record["attempt"] == 1
+        assert record["attempts"] == 1
 
 
 def test_no_mpirun_in_the_path(mpi_daemon):
@@ -121,7 +119,7 @@ def test_no_mpirun_in_the_path(mpi_daemon):
 def test_lost_rank_restarts_from_the_checkpoint(mpi_daemon):
     daemon = mpi_daemon()
     with daemon.rpc() as rpc:
-        job = rpc.submit(spec("steps=40+ms=20+every=4+die=1", ranks=2))
+        job = rpc.submit(spec("steps=40+ms=100+every=4+die=1", ranks=2))
         events = events_of(rpc, job)
         restart, = [ev for ev in events if ev["type"] == "restarting"]
         assert "killed by signal 9" in restart["reason"] and "attempt 2 of 4" in restart["reason"]
@@ -139,7 +137,7 @@ def test_rank_killed_from_outside(mpi_daemon):
         rpc.wait_state(job, "running")
         victim, = wait_until(lambda: ranks_of(daemon, job, 1), "rank 1 lives")
         os.kill(victim, signal.SIGKILL)
-        wait_until(lambda: rpc.call("job.get", id=job)["attempt"] == 2, "a second attempt")
+        wait_until(lambda: rpc.call("job.get", id=job)["attempts"] == 2, "a second attempt")
         rpc.call("job.cancel", id=job)
         rpc.wait_state(job, "cancelled")
         assert "double" not in starts(daemon, job)
@@ -198,7 +196,7 @@ def test_time_limit(mpi_daemon):
     with daemon.rpc() as rpc:
         job = rpc.submit(spec("steps=100000+ms=20", ranks=1, scheduling={"time_limit_s": 1}))
         record = rpc.wait_state(job, "failed")
-        assert record["reason"] == "the time limit of 1 s was reached" and record["attempt"] == 1
+        assert record["reason"] == "the time limit of 1 s was reached" and record["attempts"] == 1
         assert alive(daemon, job) == []
 
 
@@ -247,20 +245,20 @@ def test_metrics(mpi_daemon):
         assert rpc.call("job.metrics", id=job)["series"] == {}
         lines = [f'{{"kind":"step","step":{i},"epoch":0,"loss":{1 / i},"lr":0.1,"time":"t"}}' for i in range(1, 6)]
         lines.insert(3, "half a li")
-        lines.append('{"kind":"eval","split":"val","step":5,"epoch":1,"top1":0.5}')
+        lines.append('{"kind":"eval","split":"validation","step":5,"epoch":1,"val_top1":0.5}')
         (daemon.run_dir(job) / "metrics.jsonl").write_text("\n".join(lines) + '\n{"kind":"step","step":6,"lo')
         series = rpc.call("job.metrics", id=job)["series"]
-        assert series["step/loss"] == [[i, 1 / i] for i in range(1, 6)]
-        assert series["eval/val/top1"] == [[5, 0.5]]
-        assert set(rpc.call("job.metrics", id=job, names=["loss"])["series"]) == {"step/loss"}
-        assert rpc.call("job.metrics", id=job, names=["lr"], since_step=4)["series"] == {"step/lr": [[4, .1], [5, .1]]}
-        assert rpc.call("job.get", id=job)["metrics"]["eval"]["values"] == {"top1": 0.5}
+        assert series["loss"] == [[i, 1 / i] for i in range(1, 6)]
+        assert series["val_top1"] == [[5, 0.5]]
+        assert set(rpc.call("job.metrics", id=job, names=["loss"])["series"]) == {"loss"}
+        assert rpc.call("job.metrics", id=job, names=["lr"], since_step=4)["series"] == {"lr": [[4, .1], [5, .1]]}
+        assert rpc.call("job.get", id=job)["metrics"]["eval"]["values"] == {"val_top1": 0.5}
         many = "".join(f'{{"kind":"step","step":{i},"loss":0.123456789}}\n' for i in range(1, 30001))
         (daemon.run_dir(job) / "metrics.jsonl").write_text(many)
         got, since = [], 0
         while since is not None:
             page = rpc.call("job.metrics", id=job, since_step=since)
-            got += page["series"]["step/loss"]
+            got += page["series"]["loss"]
             since = page.get("next_step")
         assert [point[0] for point in got] == list(range(1, 30001))
 
@@ -298,7 +296,7 @@ def test_orderly_end_leaves_jobs_running_and_the_next_one_takes_them_up(mpi_daem
     assert alive(daemon, job)
     daemon.start()
     with daemon.rpc() as rpc:
-        assert rpc.wait_state(job, "succeeded")["attempt"] == 1
+        assert rpc.wait_state(job, "succeeded")["attempts"] == 1
         assert len(starts(daemon, job)) == 1
 
 
@@ -313,7 +311,7 @@ def test_job_that_ends_while_the_coordinator_is_away(mpi_daemon):
     wait_until(lambda: not alive(daemon, good) and not alive(daemon, bad), "both have ended")
     daemon.start()
     with daemon.rpc() as rpc:
-        assert rpc.wait_state(good, "succeeded")["attempt"] == 1
+        assert rpc.wait_state(good, "succeeded")["attempts"] == 1
         assert rpc.wait_state(bad, "failed")["reason"] == "the data are bad"
         assert len(starts(daemon, good)) == 1
 
@@ -348,7 +346,7 @@ def test_crash_around_the_start_runs_nothing_twice(mpi_daemon, nth):
     daemon.start()
     with daemon.rpc() as rpc:
         record = rpc.wait_state(job, "succeeded")
-        assert record["attempt"] == 1
+        assert record["attempts"] == 1
         assert len(starts(daemon, job)) == 1, starts(daemon, job)
         assert alive(daemon, job) == []
 

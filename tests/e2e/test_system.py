@@ -11,7 +11,7 @@ from workerlib import ENV, MPI_ENV, losses, make_spec, read_safetensors, run
 
 def job(**changes):
     """A job of some seconds on two ranks."""
-    return make_spec(**{"train__epochs": 40, "eval__every_epochs": 20, "checkpoint__every_steps": 20,
+    return make_spec(**{"train__epochs": 300, "eval__every_epochs": 100, "checkpoint__every_steps": 50,
                         "resources": {"ranks": 2}, **changes})
 
 
@@ -24,14 +24,19 @@ def steps(rpc, number):
     return (rpc.call("job.get", id=number).get("progress") or {}).get("step") or 0
 
 
-def ranks_of(number):
-    """pids of the job's ranks."""
+def processes(system, number):
+    """pids of everything that runs for this job of this daemon."""
+    of_daemon = set(processes_with_env(f"BATCHFORMER_LINK=unix:{system.socket}"))
+    return sorted(of_daemon & set(processes_with_env(f"BATCHFORMER_JOB={number}")))
+
+
+def ranks_of(system, number):
     def is_rank(pid):
         try:
             return b"OMPI_COMM_WORLD_RANK" in open(f"/proc/{pid}/environ", "rb").read()
         except OSError:
             return False
-    return [p for p in processes_with_env(f"BATCHFORMER_JOB={number}") if is_rank(p)]
+    return [p for p in processes(system, number) if is_rank(p)]
 
 
 @pytest.fixture(scope="module")
@@ -47,8 +52,8 @@ def same_training(a, b):
     assert x.keys() == y.keys() and all(np.array_equal(x[n], y[n]) for n in x)
 
 
-def nothing_left(number):
-    wait_until(lambda: not processes_with_env(f"BATCHFORMER_JOB={number}"), "no process of the job is left")
+def nothing_left(system, number):
+    wait_until(lambda: not processes(system, number), "no process of the job is left")
 
 
 def test_submitted_job_trains_as_by_hand(system, undisturbed):
@@ -59,17 +64,17 @@ def test_submitted_job_trains_as_by_hand(system, undisturbed):
         series = rpc.call("job.metrics", id=number, names=["loss"])["series"]["loss"]
     same_training(undisturbed, system.run_dir(number))
     assert [s for s, _ in series] == sorted(losses(undisturbed))
-    nothing_left(number)
+    nothing_left(system, number)
 
 
 def test_daemon_killed_while_training(system, undisturbed):
     with system.rpc() as rpc:
         number, waiting = rpc.submit(job()), rpc.submit(job(train__epochs=2))
         wait_until(lambda: steps(rpc, number) > 10, "the job makes steps")
-    before = sorted(ranks_of(number))
+    before = sorted(ranks_of(system, number))
     assert len(before) == 2
     system.kill()
-    assert sorted(ranks_of(number)) == before  # training goes on without a coordinator
+    assert sorted(ranks_of(system, number)) == before  # training goes on without a coordinator
     system.start()
     with system.rpc() as rpc:
         wait_until(lambda: steps(rpc, number) > 0, "the worker has attached again")
@@ -82,8 +87,8 @@ def test_daemon_killed_while_training(system, undisturbed):
 def test_rank_killed_while_training(system, undisturbed):
     with system.rpc() as rpc:
         number = rpc.submit(job())
-        wait_until(lambda: steps(rpc, number) > 30, "the job has a checkpoint")
-        os.kill(ranks_of(number)[-1], signal.SIGKILL)
+        wait_until(lambda: steps(rpc, number) > 60, "the job has a checkpoint")
+        os.kill(ranks_of(system, number)[-1], signal.SIGKILL)
         record = rpc.wait_state(number, "succeeded", "failed", "cancelled", timeout=120)
         assert record["state"] == "succeeded", record["reason"]
         assert record["attempts"] == 2
@@ -95,7 +100,7 @@ def test_rank_killed_while_training(system, undisturbed):
     restart = next(r for t, r in reasons if t == "restarting")
     assert "killed by signal 9" in restart and "from step" in restart and "attempt 2 of 4" in restart
     same_training(undisturbed, system.run_dir(number))
-    nothing_left(number)
+    nothing_left(system, number)
 
 
 def test_cancel_leaves_nothing(system):
@@ -104,7 +109,7 @@ def test_cancel_leaves_nothing(system):
         wait_until(lambda: steps(rpc, number) > 5, "the job makes steps")
         rpc.call("job.cancel", id=number)
         rpc.wait_state(number, "cancelled")
-    nothing_left(number)
+    nothing_left(system, number)
 
 
 def test_missing_data_is_final(system, tmp_path):

@@ -9,7 +9,8 @@ import time
 
 import numpy as np
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
+from buildlib import ROOT, bin_dir
+
 
 # Ranks share few cores, and the tests run as whoever they run as.
 ENV = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive", "OMPI_ALLOW_RUN_AS_ROOT": "1",
@@ -19,18 +20,6 @@ ENV = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive", "OMPI_ALLOW_RUN_AS_
 # Open MPI unloads its components at the end, so what they leak comes from nameless addresses that no suppression
 # matches. Sanitized ranks therefore look for every other fault; runs without a launcher look for leaks, too.
 MPI_ENV = {"ASAN_OPTIONS": "detect_leaks=0"}
-
-
-def bin_dir():
-    """The build under test: $BF_BIN_DIR, $BF_BUILD/bin, else the build directory whose worker is newest."""
-    if os.environ.get("BF_BIN_DIR"):
-        return pathlib.Path(os.environ["BF_BIN_DIR"])
-    if os.environ.get("BF_BUILD"):
-        return pathlib.Path(os.environ["BF_BUILD"]) / "bin"
-    found = list(ROOT.glob("build/*/bin/batchformer-worker")) + list(ROOT.glob("build*/bin/batchformer-worker"))
-    if not found:
-        raise RuntimeError("no batchformer-worker found: build first, or set BF_BUILD to the build directory")
-    return max(found, key=lambda p: p.stat().st_mtime).parent
 
 
 def make_spec(**changes):

@@ -161,7 +161,7 @@ static int log_epoch(struct trainer *t, struct err *e)
     struct record r = {.kind = "epoch", .step = t->at.step, .epoch = trainer_epoch(t)};
 
     record_add(&r, "", "epoch_loss", t->at.epoch_loss_sum / (double)t->steps_per_epoch);
-    record_add(&r, "", "images_per_s", pace_per_s(&t->epoch));
+    record_add(&r, "", "epoch_images_per_s", pace_per_s(&t->epoch));
     t->at.epoch_loss_sum = 0;
     t->epoch = (struct pace){0};
     return t->rank0 ? recorder_write(&t->recorder, &r, e) : 0;
