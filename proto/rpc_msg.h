@@ -13,10 +13,10 @@ enum rpc_code {
     RPC_INVALID_PARAMS = -32602,
     RPC_INTERNAL_ERROR = -32603,
     RPC_NOT_FOUND = 1001,
-    RPC_INVALID_SPEC = 1002,  /* error.data.errors: [{pointer, message}] */
+    RPC_INVALID_SPEC = 1002, /* error.data.errors: [{pointer, message}] */
     RPC_WRONG_STATE = 1003,
     RPC_FORBIDDEN = 1004,
-    RPC_OVERLOADED = 1005,    /* overloaded or draining */
+    RPC_OVERLOADED = 1005, /* overloaded or draining */
     RPC_NOT_LOGGED_IN = 1006,
 };
 
@@ -25,13 +25,13 @@ enum rpc_kind { RPC_REQUEST, RPC_NOTIFICATION, RPC_RESULT, RPC_ERROR };
 /* One message; every pointer is borrowed from the parsed document. */
 struct rpc_msg {
     enum rpc_kind kind;
-    const cJSON *id;      /* request, result, error; may be JSON null in an error */
-    const char *method;   /* request, notification */
-    const cJSON *params;  /* request, notification; NULL when absent, else object or array */
-    const cJSON *result;  /* result */
-    int code;             /* error */
-    const char *message;  /* error */
-    const cJSON *data;    /* error; NULL when absent */
+    const cJSON *id;     /* request, result, error; may be JSON null in an error */
+    const char *method;  /* request, notification */
+    const cJSON *params; /* request, notification; NULL when absent, else object or array */
+    const cJSON *result; /* result */
+    int code;            /* error */
+    const char *message; /* error */
+    const cJSON *data;   /* error; NULL when absent */
 };
 
 /* Classifies one JSON object (not a batch). -1: not a JSON-RPC 2.0 message; the sentence says why. */

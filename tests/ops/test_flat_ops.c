@@ -1,4 +1,5 @@
-/* The sweeps over flat ranges against plain loops in fp64, and the vector functions against libm. */
+/* test_flat_ops - the sweeps over flat ranges against plain loops in fp64, and the vector functions against
+ * libm. */
 #include "worker/backend/cpu/cpu.h"
 #include "worker/backend/cpu/cpu_simd.h"
 

@@ -1,4 +1,4 @@
-/* Every operator against its own forward pass, and against the contract of backend.h.
+/* test_ops - every operator against its own forward pass, and against the contract of backend.h.
  *
  * Gradients: for a random projection w and a direction v, <w, f(x + εv)> - <w, f(x - εv)> over 2ε must be
  * what backward says, <din, v>, for every input that a gradient flows to. One direction leans towards the

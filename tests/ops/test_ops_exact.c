@@ -1,5 +1,5 @@
-/* What must hold to the bit, or by count: threads, repetition, the split of rows over ranks, dropout masks;
- * and the edges: ranks without rows, bad input.
+/* test_ops_exact - what must hold to the bit, or by count: threads, repetition, the split of rows over ranks,
+ * dropout masks; and the edges: ranks without rows, bad input.
  */
 #include "tests/ops/op_run.h"
 #include "worker/backend/cpu/cpu.h"

@@ -1,5 +1,6 @@
-/* Operators against PyTorch's results in fp64 (tests/golden/make_ops.py): values and gradients within 1e-5 of
- * their norm. Batch norm, which is three operators here and one there, has a test of its own.
+/* test_ops_golden - operators against PyTorch's results in fp64 (tests/golden/make_ops.py): values and
+ * gradients within 1e-5 of their norm. Batch norm, which is three operators here and one there, has a test of
+ * its own.
  */
 #include "tests/ops/golden.h"
 #include "tests/ops/op_run.h"

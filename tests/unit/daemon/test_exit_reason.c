@@ -1,4 +1,4 @@
-/* exit_reason: what mpirun really prints (Open MPI 4.1.4) turned into sentences, and every kind of end
+/* test_exit_reason - what mpirun really prints (Open MPI 4.1.4) turned into sentences, and every kind of end
  * decided. */
 #include "daemon/exit_reason.h"
 

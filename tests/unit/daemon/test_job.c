@@ -1,4 +1,4 @@
-/* job: every state with every event, what an event does to the record, replay, and events as JSON. */
+/* test_job - every state with every event, what an event does to the record, replay, and events as JSON. */
 #include "daemon/job.h"
 #include "common/json.h"
 

@@ -1,4 +1,4 @@
-/* journal: group commit, persist before apply before answer, order within a job, refusals, a disk that
+/* test_journal - group commit, persist before apply before answer, order within a job, refusals, a disk that
  * refuses. */
 #include "daemon/journal.h"
 #include "proto/rpc_msg.h"

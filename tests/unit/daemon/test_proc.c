@@ -1,4 +1,4 @@
-/* proc: identities, and finding and ending the processes of an attempt wherever they hide. */
+/* test_proc - identities, and finding and ending the processes of an attempt wherever they hide. */
 #include "daemon/proc.h"
 
 #include "tests/unit/cm.h"

@@ -1,4 +1,4 @@
-/* sched: properties that must hold for every queue, on random ones; and the rules one by one. */
+/* test_sched - properties that must hold for every queue, on random ones; and the rules one by one. */
 #include "daemon/sched.h"
 
 #include "tests/unit/cm.h"

@@ -1,5 +1,5 @@
-/* store: what was committed is there after reopening, what was not is not; ids; damaged, foreign and newer
- * files. */
+/* test_store - what was committed is there after reopening, what was not is not; ids; damaged, foreign and
+ * newer files. */
 #include "daemon/store.h"
 
 #include "tests/unit/cm.h"

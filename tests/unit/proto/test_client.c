@@ -1,4 +1,4 @@
-/* client: against a scripted peer in a child process that answers whatever each test wants it to. */
+/* test_client - against a scripted peer in a child process that answers whatever each test wants it to. */
 #include "proto/client.h"
 #include "common/json.h"
 

@@ -1,5 +1,5 @@
-/* frame: lines come out whole and in order however the bytes are cut; a line that is too long is reported
- * once. */
+/* test_frame - lines come out whole and in order however the bytes are cut; a line that is too long is
+ * reported once. */
 #include "proto/frame.h"
 
 #include "tests/unit/cm.h"

@@ -1,4 +1,4 @@
-/* The job spec: defaults, every kind of finding, rules over several keys, --set, files. */
+/* test_jobspec - the job spec: defaults, every kind of finding, rules over several keys, --set, files. */
 #include "common/fsutil.h"
 #include "common/json.h"
 #include "proto/jobspec.h"

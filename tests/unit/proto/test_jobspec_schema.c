@@ -1,4 +1,5 @@
-/* The table of fields, proto/schema/jobspec.schema.json and the key list of docs/jobs.md say the same.
+/* test_jobspec_schema - the table of fields, proto/schema/jobspec.schema.json and the key list of
+ * docs/jobs.md say the same.
  *
  * The schema is built here from the table and compared with the file, whole; so is each line of the key list.
  * After a change of the table, `test_jobspec_schema --print schema` and `--print docs` print what the files

@@ -1,5 +1,5 @@
-/* progress: what goes out comes back, unknown numbers as null; hostile messages are refused with the member
- * named. */
+/* test_progress - what goes out comes back, unknown numbers as null; hostile messages are refused with the
+ * member named. */
 #include "proto/progress.h"
 #include "common/json.h"
 

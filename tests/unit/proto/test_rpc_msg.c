@@ -1,4 +1,5 @@
-/* rpc_msg: the standard's kinds of messages are told apart, everything else is refused with the place named.
+/* test_rpc_msg - the standard's kinds of messages are told apart, everything else is refused with the place
+ * named.
  */
 #include "proto/rpc_msg.h"
 #include "common/json.h"
