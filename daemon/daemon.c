@@ -9,6 +9,7 @@
 #include "common/clock.h"
 #include "common/fsutil.h"
 #include "daemon/actions.h"
+#include "daemon/run_dir.h"
 #include "daemon/server.h"
 #include "daemon/state_dir.h"
 #include "daemon/watch.h"
@@ -38,13 +39,14 @@ static void on_round_done(void *ctx)
     actions_round_done(d->actions);
 }
 
+/* A database that was lost or restored from an older copy must not give an id whose run is on disk. */
 static int open_store(struct daemon *d, struct err *e)
 {
     char *path = fs_join(d->options->state_dir, "state.db");
 
     d->store = store_open(path, e);
     free(path);
-    return d->store ? 0 : -1;
+    return d->store ? store_skip_ids(d->store, run_dir_max_id(d->options->state_dir), e) : -1;
 }
 
 static int open_journal(struct daemon *d, struct err *e)

@@ -189,6 +189,8 @@ void exit_decide(const struct exit_facts *f, struct exit_verdict *out)
         final(out, JOB_EV_FAILED, f->stopped_for);
     else if (exit_parse_signal(f->launcher_log, why, sizeof why))
         retry(f, why, out);
+    else if (is(f->done_status, "stopped") || (!f->status_known && is(f->result_status, "stopped")))
+        retry(f, "the ranks were stopped from outside", out);
     else if (stated_reason(f) && !peer_lost)
         final(out, JOB_EV_FAILED, stated_reason(f));
     else if (f->status_known && f->status && parse_launch_failure(f->launcher_log, why, sizeof why))

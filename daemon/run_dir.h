@@ -10,6 +10,9 @@
 char *run_dir_path(const char *state_dir, int64_t id);
 char *run_dir_log(const char *run_dir, int64_t rank); /* rank < 0: the launcher's */
 
+/* The largest job id that has a directory in <state-dir>/runs; 0 when there is none. */
+int64_t run_dir_max_id(const char *state_dir);
+
 /* Makes the directory with log/ and writes job.json, the resolved spec; idempotent. Removes the result.json
  * of an attempt before: from now on it speaks of the attempt that begins. Adds a line to the launcher's log
  * that says where the attempt begins. */

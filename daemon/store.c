@@ -193,6 +193,23 @@ static int run(struct store *s, enum statement which, const char *what, struct e
     return rc;
 }
 
+int store_skip_ids(struct store *s, int64_t id, struct err *e)
+{
+    char text[320];
+
+    snprintf(text, sizeof text,
+             "BEGIN IMMEDIATE;"
+             "INSERT INTO sqlite_sequence (name, seq) SELECT 'jobs', 0"
+             " WHERE NOT EXISTS (SELECT 1 FROM sqlite_sequence WHERE name = 'jobs');"
+             "UPDATE sqlite_sequence SET seq = %lld WHERE name = 'jobs' AND seq < %lld;"
+             "COMMIT",
+             (long long)id, (long long)id);
+    if (exec(s, text, e) == 0)
+        return 0;
+    sqlite3_exec(s->db, "ROLLBACK", NULL, NULL, NULL);
+    return -1;
+}
+
 int store_begin(struct store *s, struct err *e)
 {
     return run(s, SQL_BEGIN, "beginning a transaction", e);

@@ -19,6 +19,10 @@ struct store;
 struct store *store_open(const char *path, struct err *e);
 void store_close(struct store *s);
 
+/* Makes every id given from now on larger than `id`: what lies in runs/ must not be met again by a database
+ * that is new or older than it. */
+int store_skip_ids(struct store *s, int64_t id, struct err *e);
+
 /* Between begin and commit or rollback nothing is visible to others. A failed commit has been rolled back. */
 int store_begin(struct store *s, struct err *e);
 int store_commit(struct store *s, struct err *e);

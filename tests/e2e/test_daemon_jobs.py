@@ -382,3 +382,16 @@ def test_damaged_database(make_daemon):
     run = subprocess.run(daemon.argv(), capture_output=True, text=True, timeout=30)
     assert run.returncode == 1
     assert "state.db is damaged" in run.stderr and "move it" in run.stderr
+
+
+def test_a_lost_database_gives_no_id_whose_run_is_on_disk(make_daemon):
+    daemon = make_daemon()
+    with daemon.rpc() as rpc:
+        first = rpc.submit()
+        rpc.wait_state(first, "succeeded")
+    daemon.stop()
+    for path in daemon.state.glob("state.db*"):
+        path.unlink()
+    daemon.start()
+    with daemon.rpc() as rpc:
+        assert rpc.submit() > first

@@ -118,6 +118,25 @@ static void test_ids_are_never_used_again(void **state)
     sqlite3_close(db);
     s = must_open(t.db);
     assert_int_equal(add_job(s, NULL), 3);
+    assert_int_equal(store_skip_ids(s, 2, NULL), 0); /* nothing to skip */
+    assert_int_equal(add_job(s, NULL), 4);
+    assert_int_equal(store_skip_ids(s, 40, NULL), 0);
+    store_close(s);
+    s = must_open(t.db);
+    assert_int_equal(add_job(s, NULL), 41);
+    store_close(s);
+    tmp_state_remove(&t);
+}
+
+static void test_a_new_store_steps_over_old_ids(void **state)
+{
+    struct tmp_state t;
+
+    (void)state;
+    tmp_state_make(&t);
+    struct store *s = must_open(t.db);
+    assert_int_equal(store_skip_ids(s, 7, NULL), 0);
+    assert_int_equal(add_job(s, NULL), 8);
     store_close(s);
     tmp_state_remove(&t);
 }
@@ -243,6 +262,7 @@ int main(void)
         cmocka_unit_test(test_reopen),
         cmocka_unit_test(test_a_key_is_used_once),
         cmocka_unit_test(test_ids_are_never_used_again),
+        cmocka_unit_test(test_a_new_store_steps_over_old_ids),
         cmocka_unit_test(test_newer_and_foreign),
         cmocka_unit_test(test_damaged),
         cmocka_unit_test(test_commit_that_fails_leaves_nothing),
