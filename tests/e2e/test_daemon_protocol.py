@@ -241,8 +241,8 @@ def test_users_touch_only_their_own_jobs(daemon, tmp_path):
 import sys, json
 sys.path.insert(0, {str(os.path.dirname(__file__))!r})
 import os
+from daemonlib import Rpc, RpcError, spec  # before: the checkout may be for root's eyes only
 os.setgroups([]); os.setgid(65534); os.setuid(65534)
-from daemonlib import Rpc, RpcError, spec
 rpc, codes = Rpc({str(daemon.socket)!r}), {{}}
 own = rpc.submit(spec("nobodys"))
 def code(method, **params):
