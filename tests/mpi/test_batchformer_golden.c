@@ -118,8 +118,16 @@ struct result {
     double grad_norm[N_GOLDENS], grad_sum[N_GOLDENS];
 };
 
+/* What the loss is taken of. */
+enum rows_of_loss {
+    BOTH_STREAMS, /* the mean over all 2N rows */
+    NEW_ROW_0,    /* sample 0 behind the module */
+    OLD_ROW_0,    /* sample 0 before it */
+};
+
 struct setup {
     const int64_t *counts; /* rows of each rank */
+    enum rows_of_loss of;
     enum gather_kind gather;
     enum mistake mistake;
     bool local_scope, balanced;
@@ -154,13 +162,14 @@ static void fill_params(struct params *ps)
 
 struct nodes {
     struct node *z, *targets, *loss;
+    struct node *label0; /* NULL when the loss is over both streams */
 };
 
 static struct nodes build(struct graph *g, const struct setup *s)
 {
     const struct init zero = {INIT_CONST, 0};
     struct err e = ERR_INIT;
-    struct nodes out;
+    struct nodes out = {0};
     struct net net;
 
     net_init(&net, g, true, &e);
@@ -169,10 +178,18 @@ static struct nodes build(struct graph *g, const struct setup *s)
     struct batchformer_cfg cfg = {1, HEADS, C, 0, !s->local_scope, s->gather};
     out.z = batchformer_build(&net, &cfg, x);
     out.targets = net_input(&net, "labels", shape1(g->rows.local), DTYPE_I32);
-    struct node *logits = net_linear(&net, net_concat_rows(&net, x, out.z), "fc", K, zero, zero);
-    struct node *prior = s->balanced ? net_param(&net, "log_prior", PARAM_CONST, shape1(K), zero) : NULL;
+    struct node *rows = net_concat_rows(&net, x, out.z);
     struct node *twice = net_concat_rows(&net, out.targets, out.targets);
-    out.loss = net_softmax_xent(&net, logits, twice, prior, 2.0 * N);
+    double denominator = 2.0 * N;
+    if (s->of != BOTH_STREAMS) {
+        int64_t n_here = g->rows.first == 0 && g->rows.local > 0; /* who has sample 0 */
+        rows = net_slice_rows(&net, s->of == NEW_ROW_0 ? out.z : x, "row0", 0, n_here);
+        twice = out.label0 = net_input(&net, "label0", shape1(n_here), DTYPE_I32);
+        denominator = 1;
+    }
+    struct node *logits = net_linear(&net, rows, "fc", K, zero, zero);
+    struct node *prior = s->balanced ? net_param(&net, "log_prior", PARAM_CONST, shape1(K), zero) : NULL;
+    out.loss = net_softmax_xent(&net, logits, twice, prior, denominator);
     if (net_failed(&net))
         fail_msg("%s", e.msg);
     return out;
@@ -232,6 +249,9 @@ static struct result run(struct comm *c, const struct setup *s)
         fail_msg("%s", e.msg);
     float z_local[N * C];
     assert_int_equal(program_feed(p, nodes.targets, labels + rows.first, (size_t)rows.local * 4, &e), 0);
+    if (nodes.label0)
+        assert_int_equal(program_feed(p, nodes.label0, labels, (size_t)nodes.label0->shape.dims[0] * 4, &e),
+                         0);
     if (program_forward(p, 0, 0, &e) < 0 || program_backward(p, &e) < 0)
         fail_msg("%s", e.msg);
     assert_int_equal(program_read(p, nodes.loss, &out.loss, sizeof out.loss, &e), 0);
@@ -356,6 +376,31 @@ static void test_balanced_softmax(void **state)
     comm_destroy(c);
 }
 
+/* The loss of one sample behind the module reaches every other sample, wherever it lies; before the module,
+ * none. */
+static void test_gradient_crosses_samples(void **state)
+{
+    (void)state;
+    static const double want[2][N] = {
+        {.927747335860, .059312756107, .040459997323, .038895751890, .049852161960, .041041748136},
+        {.604493946434, 0, 0, 0, 0, 0},
+    };
+    struct comm *c = world();
+
+    for (int old = 0; old < 2; old++) {
+        struct setup s = {.counts = even_split(c->size), .of = old ? OLD_ROW_0 : NEW_ROW_0};
+        struct result r = run(c, &s);
+        for (int j = 0; j < N; j++) {
+            double norm, sum;
+            norm_and_sum(r.dx + j * C, C, &norm, &sum);
+            if (!(fabs(norm - want[old][j]) <= tolerance * fmax(want[old][j], 1e-3)))
+                fail_msg("stream %d: the gradient of sample %d has norm %.9f, %.9f is right", old, j, norm,
+                         want[old][j]);
+        }
+    }
+    comm_destroy(c);
+}
+
 /* The mistakes leave the loss as it is and the gradient wrong: a test that looks at the loss sees nothing. */
 static void test_mistakes_are_caught(void **state)
 {
@@ -401,6 +446,7 @@ static void test_local_scope_differs(void **state)
 static const struct CMUnitTest tests[] = {
     cmocka_unit_test(test_golden),
     cmocka_unit_test(test_balanced_softmax),
+    cmocka_unit_test(test_gradient_crosses_samples),
     cmocka_unit_test(test_mistakes_are_caught),
     cmocka_unit_test(test_local_scope_differs),
 };
