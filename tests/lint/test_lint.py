@@ -32,7 +32,7 @@ MAY_INCLUDE = {
 # A vendor's header → the only files that may know it.
 VENDOR_FILES = {
     "dnnl": {"worker/backend/cpu/dn.c"},
-    "mpi.h": {"worker/comm/comm_mpi.c", "worker/main.c", "worker/launch.c"},
+    "mpi.h": {"worker/comm/comm_mpi.c", "worker/main.c"},
     "sqlite3.h": {"daemon/store"},
     "uv.h": {"daemon/"},
     "xxhash.h": {"common/hash.c"},

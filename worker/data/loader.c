@@ -7,7 +7,8 @@
  *   wanted   set by the caller: which batch to prepare next
  *   filling  set by the thread while it writes the buffer, unlocked
  *   ready    the batch that the buffer holds; the caller copies it out under the lock, while wanted is NONE
- * and the thread thus asleep A caller that finds another batch ready or being filled sets wanted and waits;
+ * and the thread thus asleep
+ * A caller that finds another batch ready or being filled sets wanted and waits;
  * so a wrong guess costs time only.
  */
 #include "worker/data/loader.h"

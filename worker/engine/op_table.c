@@ -264,13 +264,13 @@ static int infer_softmax_xent(struct node *n, struct err *e)
     return 0;
 }
 
-/* In features mode the gathered tensor may itself be the input of a row-count check, so N is in the shape. */
+/* The rows become N in graph_add(): only the graph knows N. */
 static int infer_all_gather(struct node *n, struct err *e)
 {
     n->shape = n->in[0]->shape;
     n->dtype = n->in[0]->dtype;
     (void)e;
-    return 0; /* graph_add() replaces the rows: only the graph knows N */
+    return 0;
 }
 
 static int infer_all_reduce(struct node *n, struct err *e)

@@ -42,7 +42,7 @@ struct node *net_param(struct net *net, const char *name, enum param_kind kind, 
 struct node *net_op(struct net *net, enum op op, const char *name, struct node *const *in, int n_in,
                     const union op_attr *attr);
 
-/* x (n,H,W,Ci) → (n,Ho,Wo,channels); weight "NAME.weight", no bias; init_kind N(0, std²). */
+/* x (n,H,W,Ci) → (n,Ho,Wo,channels); weight "NAME.weight", no bias; initial values N(0, std²). */
 struct node *net_conv2d(struct net *net, struct node *x, const char *name, int64_t channels, int kernel,
                         int stride, int groups, double std);
 

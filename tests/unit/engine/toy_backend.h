@@ -1,6 +1,6 @@
-/* toy_backend - host memory and three kernels (add, dropout as "times three", slice as identity loss), so
- * that the compiler's and the executor's contracts are tested without the real kernels. Records the order of
- * kernel calls. */
+/* toy_backend - host memory and four kernels (add; act as x²; softmax_xent as the sum of its input; dropout
+ * with a forward pass only), so that the compiler's and the executor's contracts are tested without the real
+ * kernels. */
 #ifndef TESTS_TOY_BACKEND_H
 #define TESTS_TOY_BACKEND_H
 
