@@ -3,7 +3,7 @@
 
 #include <stdlib.h>
 #include "worker/engine/backend.h"
-#include "worker/train/safetensors.h"
+#include "common/safetensors.h"
 
 int dump_parse(const char *text, struct dump *d, struct err *e)
 {

@@ -11,7 +11,7 @@
 
 #include "common/log.h"
 #include "worker/engine/backend.h"
-#include "worker/train/safetensors.h"
+#include "common/safetensors.h"
 
 /* Called before tensor i of n is written, for fault points; a return of -1 stops the writing. */
 struct weights_hook {

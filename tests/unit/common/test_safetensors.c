@@ -10,7 +10,7 @@
 #include <string.h>
 #include "common/fsutil.h"
 #include "scratch.h"
-#include "worker/train/safetensors.h"
+#include "common/safetensors.h"
 
 static void round_trip(void **state)
 {

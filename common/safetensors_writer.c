@@ -1,5 +1,5 @@
 /* safetensors_writer - the writer; see safetensors.h. */
-#include "worker/train/safetensors.h"
+#include "common/safetensors.h"
 
 #include <endian.h>
 #include <fcntl.h>

@@ -1,5 +1,5 @@
 /* safetensors - the reader; see safetensors.h. */
-#include "worker/train/safetensors.h"
+#include "common/safetensors.h"
 
 #include <endian.h>
 #include <fcntl.h>
