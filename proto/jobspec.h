@@ -23,6 +23,7 @@ enum jobspec_norm { NORM_SYNC_BATCH, NORM_BATCH };
 enum jobspec_scope { SCOPE_GLOBAL, SCOPE_LOCAL };
 enum jobspec_gather { GATHER_AUTO, GATHER_KV, GATHER_FEATURES };
 enum jobspec_loss { LOSS_CROSS_ENTROPY, LOSS_BALANCED_SOFTMAX };
+enum jobspec_determinism { DETERMINISM_DEFAULT, DETERMINISM_BITWISE };
 enum jobspec_schedule { SCHEDULE_CONSTANT, SCHEDULE_STEP, SCHEDULE_COSINE };
 
 enum { JOBSPEC_MAX_MILESTONES = 16, JOBSPEC_MAX_NAME = 128, JOBSPEC_MAX_PATH = 4096 };
@@ -90,6 +91,8 @@ struct jobspec {
 
     struct {
         int64_t epochs, batch_size; /* batch_size is global, whatever the number of ranks */
+        enum jobspec_determinism determinism;
+        int micro_shards; /* bitwise only; else 0 */
         int64_t log_every_steps;
         double max_grad_norm; /* 0 = no clipping (spec: null) */
     } train;

@@ -126,6 +126,59 @@ static bool groups_overlap(const struct jobspec *s, char *message, size_t cap)
                (long long)s->eval.few_below, (long long)s->eval.many_above + 1);
 }
 
+/* Bitwise: nothing may depend on which rank holds which row. */
+
+static bool bitwise(const struct jobspec *s)
+{
+    return s->train.determinism == DETERMINISM_BITWISE;
+}
+
+static bool shards_over_batch(const struct jobspec *s, char *message, size_t cap)
+{
+    return bitwise(s) && s->train.micro_shards > s->train.batch_size &&
+           SAY("%d found, at most train.batch_size = %lld is accepted", s->train.micro_shards,
+               (long long)s->train.batch_size);
+}
+
+static bool shards_under_ranks(const struct jobspec *s, char *message, size_t cap)
+{
+    return bitwise(s) && s->train.micro_shards < s->resources.max_ranks &&
+           s->resources.max_ranks <= s->train.batch_size &&
+           SAY("%d found, at least resources.max_ranks = %d is accepted", s->train.micro_shards,
+               s->resources.max_ranks);
+}
+
+static bool bitwise_norm(const struct jobspec *s, char *message, size_t cap)
+{
+    return bitwise(s) && s->model.norm == NORM_BATCH &&
+           SAY("\"batch\" found, \"sync_batch\" is accepted while train.determinism is \"bitwise\": "
+               "statistics "
+               "of a rank's own rows depend on the number of ranks");
+}
+
+static bool bitwise_scope(const struct jobspec *s, char *message, size_t cap)
+{
+    return bitwise(s) && s->batchformer.enabled && s->batchformer.scope == SCOPE_LOCAL &&
+           SAY("\"local\" found, \"global\" is accepted while train.determinism is \"bitwise\": what attends "
+               "to a "
+               "rank's own rows depends on the number of ranks");
+}
+
+static bool bitwise_gather(const struct jobspec *s, char *message, size_t cap)
+{
+    return bitwise(s) && s->batchformer.enabled && s->batchformer.gather == GATHER_FEATURES &&
+           SAY("\"features\" found, \"auto\" or \"kv\" is accepted while train.determinism is \"bitwise\": "
+               "projections of gathered rows are summed on each rank");
+}
+
+static bool bitwise_threads(const struct jobspec *s, char *message, size_t cap)
+{
+    return bitwise(s) && s->resources.threads_per_rank > 1 &&
+           SAY("%d found, null or 1 is accepted while train.determinism is \"bitwise\"; ask for more ranks "
+               "instead",
+               s->resources.threads_per_rank);
+}
+
 /* Synthetic data: their size is known here, so what the reader of the files would refuse is refused at once.
  */
 
@@ -185,6 +238,12 @@ static const struct check checks[] = {
     {"/optim/schedule/milestones", {"/optim/schedule"}, milestones_not_rising},
     {"/optim/schedule/min_lr", {"/optim/schedule", "/optim/lr"}, min_lr_over_lr},
     {"/eval/few_below", {"/eval/few_below", "/eval/many_above"}, groups_overlap},
+    {"/train/micro_shards", {"/train/micro_shards", "/train/determinism", "/train/batch_size"}, shards_over_batch},
+    {"/train/micro_shards", {"/train", "/resources/max_ranks", "/resources/ranks"}, shards_under_ranks},
+    {"/model/norm", {"/model/norm", "/train/determinism"}, bitwise_norm},
+    {"/batchformer/scope", {"/batchformer/scope", "/batchformer/enabled", "/train/determinism"}, bitwise_scope},
+    {"/batchformer/gather", {"/batchformer/gather", "/batchformer/enabled", "/train/determinism"}, bitwise_gather},
+    {"/resources/threads_per_rank", {"/resources/threads_per_rank", "/train/determinism"}, bitwise_threads},
     {"/data/synthetic", {"/data"}, synthetic_too_many},
     {"/data/holdout_per_class", {"/data"}, holdout_takes_all},
     {"/data/long_tail/max_per_class", {"/data"}, tail_over_stock},

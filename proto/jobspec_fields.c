@@ -71,11 +71,20 @@ static const struct field_choice precisions[] = {
     {"fp32", 0}, {"bf16", FIELD_LATER}, {"fp16", FIELD_LATER}, {"tf32", FIELD_LATER}, {0},
 };
 
-static const struct field_choice determinisms[] = {{"default", 0}, {"bitwise", FIELD_LATER}, {0}};
+static const struct field_choice determinisms[] = {
+    {"default", DETERMINISM_DEFAULT},
+    {"bitwise", DETERMINISM_BITWISE},
+    {0},
+};
 
 static int64_t derive_holdout(const struct jobspec *spec)
 {
     return spec->data.format == FORMAT_IDX ? 100 : 0;
+}
+
+static int64_t derive_micro_shards(const struct jobspec *spec)
+{
+    return spec->train.batch_size < 16 ? spec->train.batch_size : 16;
 }
 
 static int64_t derive_max_ranks(const struct jobspec *spec)
@@ -211,8 +220,12 @@ const struct field jobspec_fields[] = {
      .help = "Rows of the global mini-batch, whatever the number of ranks."},
     {"/train/precision", FIELD_ENUM, 0, FIELD_NOT_KEPT, "\"fp32\"", .choices = precisions,
      .help = "Number format of training."},
-    {"/train/determinism", FIELD_ENUM, 0, FIELD_NOT_KEPT, "\"default\"", .choices = determinisms,
-     .help = "default: equal within tolerance for every number of ranks."},
+    {"/train/determinism", FIELD_ENUM, AT(train.determinism), 0, "\"default\"", .choices = determinisms,
+     .help = "default: equal within tolerance for every number of ranks; bitwise: the same bits for every number."},
+    {"/train/micro_shards", FIELD_INT, AT(train.micro_shards), 0, NULL, 1, MAX_BATCH,
+     .derive = derive_micro_shards, .derive_text = "16, or train.batch_size where that is less",
+     .when_key = "determinism", .when_value = "bitwise",
+     .help = "Parts of the mini-batch that are computed by themselves and summed in one fixed order; another number rounds otherwise."},
     {"/train/log_every_steps", FIELD_INT64, AT(train.log_every_steps), 0, "10", 1, MAX_COUNT,
      .help = "Steps between two logged training losses."},
     {"/train/max_grad_norm", FIELD_NUMBER, AT(train.max_grad_norm), FIELD_NULLABLE | FIELD_MIN_OUT, "null", 0, 1e9,

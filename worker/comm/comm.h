@@ -28,6 +28,10 @@ struct comm_ops {
     /* all: Σcounts rows of `width` floats on every rank → local: own rows, summed over ranks. */
     int (*reduce_scatter)(struct comm *c, const float *all, float *local, const int64_t *counts,
                           int64_t width, struct err *e);
+    /* send: for each rank in order send_counts[r] units of unit_bytes → recv: from each rank in order
+     * recv_counts[r] units. What a rank sends to another is what that one receives from it. */
+    int (*all_to_all)(struct comm *c, const void *send, const int64_t *send_counts, void *recv,
+                      const int64_t *recv_counts, size_t unit_bytes, struct err *e);
     /* In place, n elements of DTYPE_F32, DTYPE_F64 or DTYPE_I32. */
     int (*all_reduce)(struct comm *c, void *buf, size_t n, enum dtype t, struct err *e);
     /* The same, begun; buf must not be touched before comm_wait(). */
@@ -57,6 +61,12 @@ static inline int comm_reduce_scatter(struct comm *c, const float *all, float *l
                                       int64_t width, struct err *e)
 {
     return c->ops->reduce_scatter(c, all, local, counts, width, e);
+}
+
+static inline int comm_all_to_all(struct comm *c, const void *send, const int64_t *send_counts, void *recv,
+                                  const int64_t *recv_counts, size_t unit_bytes, struct err *e)
+{
+    return c->ops->all_to_all(c, send, send_counts, recv, recv_counts, unit_bytes, e);
 }
 
 static inline int comm_all_reduce(struct comm *c, void *buf, size_t n, enum dtype t, struct err *e)

@@ -22,7 +22,8 @@ struct comm_mpi {
     struct comm base;
     MPI_Comm comm;
     int timeout_ms;
-    int *counts, *displs; /* [size]: of the call in progress */
+    int *counts, *displs;           /* [size]: of the call in progress */
+    int *recv_counts, *recv_displs; /* [size]: likewise, of an all-to-all */
 };
 
 _Static_assert(sizeof(MPI_Request) <= sizeof(void *), "a request fits into struct comm_req");
@@ -78,31 +79,45 @@ static MPI_Datatype mpi_type(enum dtype t)
 }
 
 /* counts[r] × unit elements, and where they start. MPI 3 counts with int. */
-static int set_counts(struct comm_mpi *m, const int64_t *counts, int64_t unit, struct err *e)
+static int fill_counts(int size, const int64_t *counts, int64_t unit, int *n_out, int *displs, struct err *e)
 {
     int64_t at = 0;
 
-    for (int r = 0; r < m->base.size; r++) {
+    for (int r = 0; r < size; r++) {
         int64_t n = counts[r] * unit;
         if (at + n > INT_MAX)
             return err_set(e, "%lld elements in one collective, at most %d are possible with MPI",
                            (long long)(at + n), INT_MAX);
-        m->counts[r] = (int)n;
-        m->displs[r] = (int)at;
+        n_out[r] = (int)n;
+        displs[r] = (int)at;
         at += n;
     }
     return 0;
+}
+
+static int set_counts(struct comm_mpi *m, const int64_t *counts, int64_t unit, struct err *e)
+{
+    return fill_counts(m->base.size, counts, unit, m->counts, m->displs, e);
+}
+
+/* The widest MPI type that a unit is a multiple of, and how many of them it is. */
+static MPI_Datatype unit_type(size_t unit_bytes, int64_t *per_unit)
+{
+    bool words = unit_bytes % 4 == 0;
+
+    *per_unit = (int64_t)(words ? unit_bytes / 4 : unit_bytes);
+    return words ? MPI_INT32_T : MPI_BYTE;
 }
 
 static int mpi_all_gather(struct comm *c, const void *local, void *all, const int64_t *counts,
                           size_t row_bytes, struct err *e)
 {
     struct comm_mpi *m = (struct comm_mpi *)c;
-    bool words = row_bytes % 4 == 0;
-    MPI_Datatype t = words ? MPI_INT32_T : MPI_BYTE;
+    int64_t per_row;
+    MPI_Datatype t = unit_type(row_bytes, &per_row);
     MPI_Request req;
 
-    if (set_counts(m, counts, (int64_t)(words ? row_bytes / 4 : row_bytes), e) < 0)
+    if (set_counts(m, counts, per_row, e) < 0)
         return -1;
     MPI_TRY(MPI_Iallgatherv(local, m->counts[c->rank], t, all, m->counts, m->displs, t, m->comm, &req), e);
     return finish(m, &req, "all-gather", e);
@@ -118,6 +133,23 @@ static int mpi_reduce_scatter(struct comm *c, const float *all, float *local, co
         return -1;
     MPI_TRY(MPI_Ireduce_scatter(all, local, m->counts, MPI_FLOAT, MPI_SUM, m->comm, &req), e);
     return finish(m, &req, "reduce-scatter", e);
+}
+
+static int mpi_all_to_all(struct comm *c, const void *send, const int64_t *send_counts, void *recv,
+                          const int64_t *recv_counts, size_t unit_bytes, struct err *e)
+{
+    struct comm_mpi *m = (struct comm_mpi *)c;
+    int64_t per_unit;
+    MPI_Datatype t = unit_type(unit_bytes, &per_unit);
+    MPI_Request req;
+
+    if (set_counts(m, send_counts, per_unit, e) < 0 ||
+        fill_counts(c->size, recv_counts, per_unit, m->recv_counts, m->recv_displs, e) < 0)
+        return -1;
+    MPI_TRY(MPI_Ialltoallv(send, m->counts, m->displs, t, recv, m->recv_counts, m->recv_displs, t, m->comm,
+                           &req),
+            e);
+    return finish(m, &req, "all-to-all", e);
 }
 
 static int mpi_all_reduce_start(struct comm *c, void *buf, size_t n, enum dtype t, struct comm_req *r,
@@ -185,11 +217,13 @@ static void mpi_destroy(struct comm *c)
     MPI_Comm_free(&m->comm);
     free(m->counts);
     free(m->displs);
+    free(m->recv_counts);
+    free(m->recv_displs);
     free(m);
 }
 
 static const struct comm_ops mpi_ops = {
-    "mpi",    mpi_all_gather, mpi_reduce_scatter, mpi_all_reduce, mpi_all_reduce_start,
+    "mpi",    mpi_all_gather, mpi_reduce_scatter, mpi_all_to_all, mpi_all_reduce, mpi_all_reduce_start,
     mpi_wait, mpi_broadcast,  mpi_barrier,        mpi_abort,      mpi_destroy,
 };
 
@@ -210,5 +244,7 @@ struct comm *comm_mpi_create(int timeout_ms, struct err *e)
     MPI_Comm_size(m->comm, &m->base.size);
     m->counts = xcalloc((size_t)m->base.size, sizeof *m->counts);
     m->displs = xcalloc((size_t)m->base.size, sizeof *m->displs);
+    m->recv_counts = xcalloc((size_t)m->base.size, sizeof *m->recv_counts);
+    m->recv_displs = xcalloc((size_t)m->base.size, sizeof *m->recv_displs);
     return &m->base;
 }

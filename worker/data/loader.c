@@ -72,7 +72,7 @@ void loader_rows(const struct loader *l, int64_t i, int64_t *batch_rows, int64_t
     *batch_rows = l->cfg.batch_size;
     if (l->cfg.mode == LOADER_EVAL)
         eval_batches(l->cfg.split->n, l->cfg.batch_size, i, &start, batch_rows);
-    rows_of_rank(*batch_rows, l->cfg.rank, l->cfg.size, first, count);
+    rows_of_rank_sharded(*batch_rows, l->cfg.n_shards, l->cfg.rank, l->cfg.size, first, count);
 }
 
 static int64_t count_rows(const struct loader *l, int64_t i)
@@ -225,7 +225,11 @@ static int set_up(struct loader *l, struct err *e)
     if (!l->augment)
         return -1;
     l->image_values = dataset_image_bytes(s->dataset);
-    l->max_rows = rows_of_rank_max(largest, l->cfg.size);
+    l->max_rows = rows_of_rank_max(largest, l->cfg.n_shards, l->cfg.size);
+    if (l->cfg.mode == LOADER_EVAL) { /* batches of one row less: with shards a rank may have more of it */
+        int64_t rows = rows_of_rank_max(largest - 1, l->cfg.n_shards, l->cfg.size);
+        l->max_rows = rows > l->max_rows ? rows : l->max_rows;
+    }
     l->positions = xmalloc((size_t)l->max_rows * sizeof *l->positions);
     return 0;
 }

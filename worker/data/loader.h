@@ -30,7 +30,8 @@ struct loader_config {
     int64_t batch_size; /* global; for LOADER_EVAL the most that a batch may have */
     struct augment_config augment;
     int rank, size;
-    bool prefetch; /* a thread of its own; costs one more batch of memory */
+    int64_t n_shards; /* > 0: ranks own whole micro-shards (rows_of_rank_sharded()) */
+    bool prefetch;    /* a thread of its own; costs one more batch of memory */
 };
 
 struct loader;
@@ -42,7 +43,7 @@ struct loader *loader_create(const struct loader_config *cfg, struct err *e);
 /* Ends the thread. NULL is legal. */
 void loader_destroy(struct loader *l);
 
-/* Most rows that any call fills: ceil(largest global batch / size). Buffers hold so many rows. */
+/* Most rows that any call fills on any rank. Buffers hold so many rows. */
 int64_t loader_max_rows(const struct loader *l);
 
 /* LOADER_TRAIN: global steps an epoch. LOADER_EVAL: batches an evaluation. */

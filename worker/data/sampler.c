@@ -7,6 +7,7 @@
 
 #include <stdlib.h>
 #include <string.h>
+#include "common/cut.h"
 #include "common/philox.h"
 
 struct sampler {
@@ -19,13 +20,29 @@ struct sampler {
 
 void rows_of_rank(int64_t n, int rank, int size, int64_t *first, int64_t *count)
 {
-    *first = n * rank / size;
-    *count = n * (rank + 1) / size - *first;
+    *first = cut_first(n, size, rank);
+    *count = cut_first(n, size, rank + 1) - *first;
 }
 
-int64_t rows_of_rank_max(int64_t n, int size)
+void rows_of_rank_sharded(int64_t n, int64_t n_shards, int rank, int size, int64_t *first, int64_t *count)
 {
-    return (n + size - 1) / size;
+    if (n_shards == 0 || n < n_shards) {
+        rows_of_rank(n, rank, size, first, count);
+        return;
+    }
+    *first = cut_first(n, n_shards, cut_first(n_shards, size, rank));
+    *count = cut_first(n, n_shards, cut_first(n_shards, size, rank + 1)) - *first;
+}
+
+int64_t rows_of_rank_max(int64_t n, int64_t n_shards, int size)
+{
+    int64_t most = 0, first, count;
+
+    for (int r = 0; r < size; r++) {
+        rows_of_rank_sharded(n, n_shards, r, size, &first, &count);
+        most = count > most ? count : most;
+    }
+    return most;
 }
 
 int64_t eval_n_batches(int64_t n, int64_t batch_size)

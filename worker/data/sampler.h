@@ -19,8 +19,13 @@
  * < size. */
 void rows_of_rank(int64_t n, int rank, int size, int64_t *first, int64_t *count);
 
-/* The largest *count over all ranks: ceil(n / size). For sizing buffers. */
-int64_t rows_of_rank_max(int64_t n, int size);
+/* The same in whole micro-shards (n_shards > 0; shard k is [n*k/n_shards, n*(k+1)/n_shards)): a rank owns the
+ * rows of a run of shards. Where n < n_shards every row is a shard. With n_shards = 0 it is rows_of_rank().
+ */
+void rows_of_rank_sharded(int64_t n, int64_t n_shards, int rank, int size, int64_t *first, int64_t *count);
+
+/* The largest *count over all ranks. For sizing buffers. */
+int64_t rows_of_rank_max(int64_t n, int64_t n_shards, int size);
 
 /* Evaluation goes through n samples in their own order, in ceil(n / batch_size) batches whose sizes differ
  * by at most one and never exceed batch_size: every sample once, and at most two shapes to compile. */

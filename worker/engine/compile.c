@@ -3,35 +3,22 @@
  *
  * Order of work: pick kernels (a missing one is refused by name) → walk backward once to find the gradients
  * that exist and the first writer of each (the acc bits) → prepare kernels, which tells aux and scratch sizes
- * → lives → placement → pointers → gradient buckets.
+ * → lives → placement → pointers → gradient buckets. In micro-shards (the bitwise mode) compile_shards.c
+ * joins in at each of these points.
  */
+#include "worker/engine/compile_impl.h"
 #include "worker/engine/ops_comm.h"
-#include "worker/engine/program_impl.h"
 
 #include <limits.h>
 #include <stdlib.h>
 #include <string.h>
-
-/* Scratch of one compilation. All arrays have one element a node. */
-struct compiler {
-    struct program *p;
-    struct graph *g;
-    int n;
-    bool *has_grad;    /* a gradient of the loss flows to this node's value */
-    int *first_writer; /* id of the consumer whose backward runs first */
-    size_t *aux_bytes;
-    size_t scratch_bytes;
-    struct plan_item *items; /* value, grad, aux of every node, then scratch; bytes 0 = not there */
-};
-
-enum { ITEM_VALUE, ITEM_GRAD, ITEM_AUX, ITEM_KINDS };
 
 static int backward_time(const struct compiler *c, int id)
 {
     return 2 * c->n - 1 - id;
 }
 
-static bool is_leaf(const struct node *n)
+bool compile_is_leaf(const struct node *n)
 {
     return n->op == OP_INPUT || n->op == OP_PARAM;
 }
@@ -40,7 +27,7 @@ static int pick_kernels(struct compiler *c, struct err *e)
 {
     for (int i = 0; i < c->n; i++) {
         const struct node *n = c->g->nodes[i];
-        if (is_leaf(n))
+        if (compile_is_leaf(n))
             continue;
         const struct kernel *k = comm_kernel(n->op);
         if (!k)
@@ -83,7 +70,7 @@ static int find_gradients(struct compiler *c, struct err *e)
     c->first_writer[loss->id] = loss->id;
     for (int i = c->n - 1; i >= 0; i--) {
         const struct node *n = c->g->nodes[i];
-        if (!c->has_grad[i] || !n->needs_grad || is_leaf(n))
+        if (!c->has_grad[i] || !n->needs_grad || compile_is_leaf(n))
             continue;
         if (!c->p->steps[i].kernel->backward || !op_table[n->op].grad_inputs)
             return err_set(e, "%s: operator %s has no backward on backend %s", n->name, op_table[n->op].name,
@@ -99,7 +86,7 @@ static int prepare_kernels(struct compiler *c, struct err *e)
     for (int i = 0; i < c->n; i++) {
         struct step *s = &c->p->steps[i];
         struct op_prep prep = {0};
-        if (!s->kernel || !s->kernel->prepare)
+        if (!s->kernel || !s->kernel->prepare || (c->spread && !shards_runs_whole(c, i)))
             continue;
         if (s->kernel->prepare(c->p->cfg.backend, c->g->nodes[i], &prep, e) < 0)
             return err_wrap(e, "%s", c->g->nodes[i]->name);
@@ -108,7 +95,7 @@ static int prepare_kernels(struct compiler *c, struct err *e)
         if (prep.scratch_bytes > c->scratch_bytes)
             c->scratch_bytes = prep.scratch_bytes;
     }
-    return 0;
+    return c->spread ? shards_prepare(c, e) : 0;
 }
 
 static void extend(struct plan_item *it, int t)
@@ -117,7 +104,7 @@ static void extend(struct plan_item *it, int t)
         it->death = t;
 }
 
-static size_t node_bytes(const struct node *n)
+size_t compile_node_bytes(const struct node *n)
 {
     return (size_t)shape_count(n->shape) * dtype_bytes(n->dtype);
 }
@@ -135,17 +122,18 @@ static void set_lives_of(struct compiler *c, int i, int end)
     const struct node *n = c->g->nodes[i];
     const struct step *s = &c->p->steps[i];
     struct plan_item *it = &c->items[i * ITEM_KINDS];
+    size_t value = c->spread ? shards_value_bytes(c, i) : compile_node_bytes(n);
+    size_t grad = c->spread ? shards_grad_bytes(c, i) : compile_node_bytes(n);
 
     if (n->op == OP_PARAM)
         return;
-    it[ITEM_VALUE] =
-        (struct plan_item){.bytes = node_bytes(n), .birth = n->op == OP_INPUT ? -1 : i, .death = i};
+    it[ITEM_VALUE] = (struct plan_item){.bytes = value, .birth = n->op == OP_INPUT ? -1 : i, .death = i};
     if (is_output(c, n))
         it[ITEM_VALUE].death = end;
     if (s->backward && (n->bwd_reads & READS_OUT))
         extend(&it[ITEM_VALUE], backward_time(c, i));
     if (c->has_grad[i])
-        it[ITEM_GRAD] = (struct plan_item){.bytes = node_bytes(n),
+        it[ITEM_GRAD] = (struct plan_item){.bytes = grad,
                                            .birth = backward_time(c, c->first_writer[i]),
                                            .death = backward_time(c, i)};
     it[ITEM_AUX] = (struct plan_item){.bytes = c->aux_bytes[i],
@@ -157,7 +145,10 @@ static void set_lives_of(struct compiler *c, int i, int end)
 static void set_lives(struct compiler *c)
 {
     int end = 2 * c->n;
+    size_t scratch = c->scratch_bytes;
 
+    if (c->spread)
+        scratch = align_up(scratch) + c->p->sharded->temp_bytes;
     for (int i = 0; i < c->n; i++)
         set_lives_of(c, i, end);
     for (int i = 0; i < c->n; i++) {
@@ -169,7 +160,7 @@ static void set_lives(struct compiler *c)
                 extend(x, backward_time(c, i));
         }
     }
-    c->items[c->n * ITEM_KINDS] = (struct plan_item){.bytes = c->scratch_bytes, .birth = -1, .death = end};
+    c->items[c->n * ITEM_KINDS] = (struct plan_item){.bytes = scratch, .birth = -1, .death = end};
 }
 
 static int by_time(const void *pa, const void *pb)
@@ -207,7 +198,7 @@ static int place(struct compiler *c, struct err *e)
     return p->cfg.backend->ops->zero(p->cfg.backend, p->arena, p->arena_bytes, e);
 }
 
-static void *item_ptr(const struct compiler *c, int id, int kind)
+void *compile_item(const struct compiler *c, int id, int kind)
 {
     const struct plan_item *it = &c->items[id * ITEM_KINDS + kind];
 
@@ -216,27 +207,27 @@ static void *item_ptr(const struct compiler *c, int id, int kind)
 
 static void *value_ptr(const struct compiler *c, const struct node *n)
 {
-    return n->op == OP_PARAM ? n->param->value : item_ptr(c, n->id, ITEM_VALUE);
+    return n->op == OP_PARAM ? n->param->value : compile_item(c, n->id, ITEM_VALUE);
 }
 
 static void *grad_ptr(const struct compiler *c, const struct node *n)
 {
     if (!c->has_grad[n->id])
         return NULL;
-    return n->op == OP_PARAM ? n->param->grad : item_ptr(c, n->id, ITEM_GRAD);
+    return n->op == OP_PARAM ? n->param->grad : compile_item(c, n->id, ITEM_GRAD);
 }
 
 static void set_pointers(struct compiler *c)
 {
     struct program *p = c->p;
-    void *scratch = item_ptr(c, c->n, 0);
+    void *scratch = compile_item(c, c->n, 0);
 
     for (int i = 0; i < c->n; i++) {
         struct node *n = c->g->nodes[i];
         struct op_call *call = &p->steps[i].call;
         call->node = n;
         call->out = value_ptr(c, n);
-        call->aux = item_ptr(c, i, ITEM_AUX);
+        call->aux = compile_item(c, i, ITEM_AUX);
         call->scratch = scratch;
         call->dout = grad_ptr(c, n);
         call->step = &p->ctx;
@@ -297,15 +288,18 @@ static void cut_buckets(struct compiler *c)
 
 static int compile(struct compiler *c, struct err *e)
 {
-    if (pick_kernels(c, e) < 0 || find_gradients(c, e) < 0 || prepare_kernels(c, e) < 0)
+    if (pick_kernels(c, e) < 0 || find_gradients(c, e) < 0 ||
+        (c->g->rows.n_shards > 0 && shards_begin(c, e) < 0) || prepare_kernels(c, e) < 0)
         return -1;
     set_lives(c);
     if (place(c, e) < 0)
         return -1;
     set_pointers(c);
+    if (c->spread && shards_emit(c, e) < 0)
+        return -1;
     if (c->p->cfg.loss)
         cut_buckets(c);
-    return 0;
+    return c->spread ? shards_finish(c, e) : 0;
 }
 
 struct program *program_compile(struct graph *g, const struct program_cfg *cfg, struct err *e)
@@ -327,6 +321,7 @@ struct program *program_compile(struct graph *g, const struct program_cfg *cfg, 
     free(c.first_writer);
     free(c.aux_bytes);
     free(c.items);
+    free(c.spread);
     if (rc < 0) {
         program_destroy(p);
         return NULL;
@@ -341,6 +336,7 @@ void program_destroy(struct program *p)
     for (int i = 0; i < p->graph->n_nodes; i++)
         if (p->steps[i].kernel && p->steps[i].kernel->release)
             p->steps[i].kernel->release(p->steps[i].call.state);
+    sharded_destroy(p);
     p->cfg.backend->ops->mem_free(p->cfg.backend, p->arena);
     free(p->steps);
     free(p->buckets);

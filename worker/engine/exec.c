@@ -27,14 +27,31 @@ int program_feed(struct program *p, struct node *input, const void *host, size_t
                  : 0;
 }
 
+static int run_forward(struct program *p, int i, struct err *e)
+{
+    const struct step *s = &p->steps[i];
+
+    if (p->sharded)
+        return sharded_run(p, &p->sharded->forward[i], e);
+    return s->kernel ? s->kernel->forward(&s->call, e) : 0;
+}
+
+static int run_backward(struct program *p, int i, struct err *e)
+{
+    const struct step *s = &p->steps[i];
+
+    if (p->sharded)
+        return sharded_run(p, &p->sharded->backward[i], e);
+    return s->backward ? s->kernel->backward(&s->call, e) : 0;
+}
+
 int program_forward(struct program *p, uint64_t seed, uint64_t step, struct err *e)
 {
     p->ctx = (struct step_ctx){seed, step};
     p->now_backward = false;
     for (int i = 0; i < p->graph->n_nodes; i++) {
-        const struct step *s = &p->steps[i];
         p->now = i;
-        if (s->kernel && s->kernel->forward(&s->call, e) < 0)
+        if (run_forward(p, i, e) < 0)
             return err_wrap(e, "%s", p->graph->nodes[i]->name);
         poison_dead(p, i);
     }
@@ -49,8 +66,12 @@ static int start_buckets(struct program *p, int node_id, struct err *e)
         return 0;
     for (int b = 0; b < p->n_buckets; b++) {
         const struct bucket *k = &p->buckets[b];
-        if (k->node_id == node_id &&
-            comm_all_reduce_start(p->cfg.comm, grads + k->first, k->count, DTYPE_F32, &p->reqs[b], e) < 0)
+        if (k->node_id != node_id)
+            continue;
+        int rc = p->sharded ? sharded_sum_bucket(p, b, e)
+                            : comm_all_reduce_start(p->cfg.comm, grads + k->first, k->count, DTYPE_F32,
+                                                    &p->reqs[b], e);
+        if (rc < 0)
             return err_wrap(e, "gradient bucket %d of %d", b + 1, p->n_buckets);
     }
     return 0;
@@ -58,7 +79,7 @@ static int start_buckets(struct program *p, int node_id, struct err *e)
 
 static int wait_buckets(struct program *p, struct err *e)
 {
-    if (p->cfg.comm->size == 1)
+    if (p->cfg.comm->size == 1 || p->sharded)
         return 0;
     for (int b = 0; b < p->n_buckets; b++)
         if (comm_wait(p->cfg.comm, &p->reqs[b], e) < 0)
@@ -76,12 +97,12 @@ int program_backward(struct program *p, struct err *e)
     ASSERT(p->loss_grad);
     p->now_backward = true;
     if (be->ops->zero(be, ps->grads, ps->n_weights * sizeof(float), e) < 0 ||
-        be->ops->upload(be, p->loss_grad, &one, sizeof one, e) < 0)
+        be->ops->upload(be, p->loss_grad, &one, sizeof one, e) < 0 ||
+        (p->sharded && sharded_zero_grads(p, e) < 0))
         return -1;
     for (int i = n - 1; i >= 0; i--) {
-        const struct step *s = &p->steps[i];
         p->now = i;
-        if (s->backward && s->kernel->backward(&s->call, e) < 0)
+        if (run_backward(p, i, e) < 0)
             return err_wrap(e, "%s (backward)", p->graph->nodes[i]->name);
         if (start_buckets(p, i, e) < 0)
             return -1;
@@ -95,6 +116,15 @@ int program_read(struct program *p, const struct node *n, void *host, size_t byt
     ASSERT(bytes == (size_t)shape_count(n->shape) * dtype_bytes(n->dtype));
     return bytes ? p->cfg.backend->ops->download(p->cfg.backend, host, p->steps[n->id].call.out, bytes, e)
                  : 0;
+}
+
+int program_loss_share(struct program *p, double *share, struct err *e)
+{
+    if (program_read(p, p->cfg.loss, share, sizeof *share, e) < 0)
+        return -1;
+    if (p->sharded && p->cfg.comm->rank > 0) /* every rank holds the global loss already */
+        *share = 0;
+    return 0;
 }
 
 size_t program_arena_bytes(const struct program *p)

@@ -18,6 +18,7 @@ struct row_split {
     int64_t total;         /* N */
     int64_t first, local;  /* this rank's slice */
     const int64_t *counts; /* rows of each rank; graph_create() copies them */
+    int32_t n_shards; /* S > 0: computed in S micro-shards (shards.h), and slices are whole shards; 0: not */
 };
 
 struct node {

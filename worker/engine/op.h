@@ -86,6 +86,14 @@ union op_attr {
 /* What a backward kernel reads besides dout: bit i = input i's value, READS_OUT = the node's own value. */
 enum { READS_OUT = 1 << 16 };
 
+/* How an operator behaves in micro-shards (shards.h), where kernels run a shard's rows at a time. */
+enum {
+    OP_SUMS_ROWS = 1,      /* the value is a sum over rows: shards give parts of it */
+    OP_WHOLE_FORWARD = 2,  /* runs over all rows of the rank at once: it only copies rows, or it has an effect
+                              that must happen once; a row's bits do not depend on the rows beside it */
+    OP_WHOLE_BACKWARD = 4, /* likewise */
+};
+
 struct node;
 
 struct op_def {
@@ -97,6 +105,7 @@ struct op_def {
     /* Checks the inputs and sets shape and dtype of n; may change n->bwd_reads. The message need not name the
      * node: the graph does. */
     int (*infer)(struct node *n, struct err *e);
+    unsigned flags;
 };
 
 extern const struct op_def op_table[OP_COUNT];

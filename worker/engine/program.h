@@ -6,6 +6,10 @@
  * backward. Buffers whose lives do not overlap share bytes (greedy by size; see plan.c). Everything is
  * allocated by program_compile(); a step allocates nothing.
  *
+ * When the graph's row_split has micro-shards (shards.h), all sums over rows are made in an order that does
+ * not depend on ranks: loss, gradients and statistics then have the same bits for every number of ranks,
+ * given that kernels' bits depend on shapes only (backend.h), which on CPUs asks for one thread a rank.
+ *
  * With BF_POISON (debug builds) a range is filled with NaN when its life ends, so a kernel that reads dead
  * memory or leaves an element undefined shows up as NaN.
  */
@@ -48,6 +52,11 @@ int program_backward(struct program *p, struct err *e);
 
 /* Copies a value (an output, or the loss) to the host. */
 int program_read(struct program *p, const struct node *n, void *host, size_t bytes, struct err *e);
+
+/* This rank's share of the loss after forward: summed over the ranks, in any order, it is the loss of the
+ * global mini-batch. (In micro-shards the loss itself is that already, on every rank, with the same bits for
+ * every number of ranks; rank 0's share is then all of it.) */
+int program_loss_share(struct program *p, double *share, struct err *e);
 
 /* Bytes of the activation arena (values, gradients, aux, scratch), and what they would be without sharing. */
 size_t program_arena_bytes(const struct program *p);

@@ -24,8 +24,10 @@ struct classify {
     int n_loaders;
     float *images; /* rows of the largest batch, (n,H,W,c) */
     int32_t *labels;
-    float *logits; /* (S·n,K) */
-    int64_t max_rows;
+    float *logits;      /* (S·n,K) */
+    double *row_losses; /* (n) */
+    double *all_losses; /* of all rows of the batch */
+    int64_t max_rows, max_total;
 };
 
 struct classify *classify_create(const struct classify_cfg *cfg)
@@ -50,6 +52,8 @@ void classify_destroy(struct classify *c)
     free(c->images);
     free(c->labels);
     free(c->logits);
+    free(c->row_losses);
+    free(c->all_losses);
     free(c);
 }
 
@@ -66,13 +70,17 @@ static int make_program(struct classify *c, int64_t total, struct err *e)
 {
     const struct comm *comm = c->cfg.env.comm;
     struct shape_program *p = &c->programs[c->n_programs++];
-    struct row_split rows = {.rank = comm->rank, .size = comm->size, .total = total};
+    int64_t shards = c->cfg.env.spec->train.micro_shards;
+    struct row_split rows = {.rank = comm->rank,
+                             .size = comm->size,
+                             .total = total,
+                             .n_shards = (int32_t)(shards < total ? shards : total)};
 
     p->total = total;
     p->counts = xcalloc((size_t)comm->size, sizeof *p->counts);
     for (int r = 0; r < comm->size; r++) {
         int64_t first;
-        rows_of_rank(total, r, comm->size, &first, &p->counts[r]);
+        rows_of_rank_sharded(total, rows.n_shards, r, comm->size, &first, &p->counts[r]);
         if (r == comm->rank)
             rows.first = first;
     }
@@ -105,6 +113,19 @@ static int make_programs(struct classify *c, const struct loader *l, struct err 
     return 0;
 }
 
+/* Rows of the largest batch, all ranks together. */
+static int grow_losses(struct classify *c, const struct loader *l, struct err *e)
+{
+    for (int64_t i = 0; i < loader_n_batches(l); i++) {
+        int64_t total, first, count;
+        loader_rows(l, i, &total, &first, &count);
+        c->max_total = total > c->max_total ? total : c->max_total;
+    }
+    free(c->all_losses);
+    c->all_losses = malloc((size_t)c->max_total * sizeof *c->all_losses);
+    return c->all_losses ? 0 : err_set(e, "no memory for %lld losses", (long long)c->max_total);
+}
+
 static int grow_buffers(struct classify *c, const struct split *split, int64_t rows, struct err *e)
 {
     if (rows <= c->max_rows)
@@ -113,11 +134,13 @@ static int grow_buffers(struct classify *c, const struct split *split, int64_t r
     free(c->images);
     free(c->labels);
     free(c->logits);
+    free(c->row_losses);
     c->images = malloc(pixels * sizeof *c->images);
     c->labels = malloc(n * sizeof *c->labels);
     c->logits = malloc(n * (size_t)(c->cfg.streams * c->cfg.n_classes) * sizeof *c->logits);
+    c->row_losses = malloc(n * sizeof *c->row_losses);
     c->max_rows = rows;
-    if (!c->images || !c->labels || !c->logits)
+    if (!c->images || !c->labels || !c->logits || !c->row_losses)
         return err_set(e, "no memory for an evaluation batch of %lld rows", (long long)rows);
     return 0;
 }
@@ -130,14 +153,16 @@ int classify_add(struct classify *c, const struct split *split, struct err *e)
                                .batch_size = env->spec->eval.batch_size,
                                .augment = {.normalize = c->cfg.augment.normalize},
                                .rank = env->comm->rank,
-                               .size = env->comm->size};
+                               .size = env->comm->size,
+                               .n_shards = env->spec->train.micro_shards};
 
     ASSERT(c->n_loaders < MAX_SPLITS);
     struct loader *l = loader_create(&lc, e);
     if (!l)
         return -1;
     c->loaders[c->n_loaders++] = l;
-    if (make_programs(c, l, e) < 0 || grow_buffers(c, split, loader_max_rows(l), e) < 0)
+    if (make_programs(c, l, e) < 0 || grow_buffers(c, split, loader_max_rows(l), e) < 0 ||
+        grow_losses(c, l, e) < 0)
         return -1;
     return c->n_loaders - 1;
 }
@@ -179,8 +204,20 @@ static void count_rows(struct classify *c, int64_t n, struct classify_counts *ou
                 best = k;
         out->hits[label] += best == label;
         out->totals[label]++;
-        out->loss_sum += classify_row_loss(row, c->cfg.n_classes, label);
+        c->row_losses[i] = classify_row_loss(row, c->cfg.n_classes, label);
     }
+}
+
+/* Adds up the losses of all rows in the order of the batch, so that the sum does not depend on ranks. */
+static int add_losses(struct classify *c, const struct shape_program *p, struct classify_counts *out,
+                      struct err *e)
+{
+    if (comm_all_gather(c->cfg.env.comm, c->row_losses, c->all_losses, p->counts, sizeof *c->row_losses, e) <
+        0)
+        return -1;
+    for (int64_t i = 0; i < p->total; i++)
+        out->loss_sum += c->all_losses[i];
+    return 0;
 }
 
 static int run_batch(struct classify *c, struct loader *l, int64_t i, struct classify_counts *out,
@@ -199,7 +236,7 @@ static int run_batch(struct classify *c, struct loader *l, int64_t i, struct cla
         program_read(p->program, p->logits, c->logits, logit_bytes, e) < 0)
         return -1;
     count_rows(c, count, out);
-    return 0;
+    return add_losses(c, p, out, e);
 }
 
 int classify_run(struct classify *c, int which, struct classify_counts *out, struct err *e)
@@ -216,8 +253,7 @@ int classify_run(struct classify *c, int which, struct classify_counts *out, str
         if (run_batch(c, l, i, out, e) < 0)
             return -1;
     if (comm_all_reduce(comm, out->hits, k, DTYPE_I32, e) < 0 ||
-        comm_all_reduce(comm, out->totals, k, DTYPE_I32, e) < 0 ||
-        comm_all_reduce(comm, &out->loss_sum, 1, DTYPE_F64, e) < 0)
+        comm_all_reduce(comm, out->totals, k, DTYPE_I32, e) < 0)
         return -1;
     for (size_t i = 0; i < k; i++)
         out->n += out->totals[i];

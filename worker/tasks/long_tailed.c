@@ -109,6 +109,7 @@ static int open_loader(struct long_tailed *t, struct err *e)
                                            .normalize = s->data.normalize},
                                .rank = t->env.comm->rank,
                                .size = t->env.comm->size,
+                               .n_shards = s->train.micro_shards,
                                .prefetch = true};
 
     if (!(t->loader = loader_create(&lc, e)))
@@ -216,9 +217,11 @@ static struct node *build_module(const struct long_tailed *t, struct net *net, s
                                   .ffn = s->batchformer.ffn ? s->batchformer.ffn : c,
                                   .dropout = s->batchformer.dropout,
                                   .global = s->batchformer.scope == SCOPE_GLOBAL,
-                                  .gather = s->batchformer.gather == GATHER_AUTO
-                                                ? long_tailed_gather(t->env.comm->size, c)
-                                                : kinds[s->batchformer.gather]};
+                                  .gather = kinds[s->batchformer.gather]};
+
+    if (s->batchformer.gather == GATHER_AUTO) /* bitwise: the same for every number of ranks */
+        cfg.gather = s->train.determinism == DETERMINISM_BITWISE ? GATHER_KEYS_VALUES
+                                                                 : long_tailed_gather(t->env.comm->size, c);
     net->lr_scale = s->batchformer.lr_scale;
     net->weight_decay = s->batchformer.weight_decay;
     struct node *z = batchformer_build(net, &cfg, x);

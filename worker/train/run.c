@@ -71,7 +71,9 @@ static int open_machine(struct run *r, struct err *e)
 {
     struct comm *comm = r->cfg.comm;
 
-    if (host_threads(comm, r->cfg.spec->resources.threads_per_rank, &r->n_threads, e) < 0)
+    /* Bitwise: one convolution's bits depend on the number of threads (cpu_conv.c). */
+    bool bitwise = r->cfg.spec->train.determinism == DETERMINISM_BITWISE;
+    if (host_threads(comm, bitwise ? 1 : r->cfg.spec->resources.threads_per_rank, &r->n_threads, e) < 0)
         return -1;
     int rc = open_report(r, e);
     if (rc == 0 && !(r->backend = r->cfg.backend(r->n_threads, e)))

@@ -20,13 +20,18 @@ int trainer_together(struct trainer *t, int rc, const struct err *e)
 
 static int check_ranks(const struct trainer *t, struct err *e)
 {
-    int64_t batch = t->cfg.spec->train.batch_size;
+    int64_t batch = t->cfg.spec->train.batch_size, shards = t->cfg.spec->train.micro_shards;
 
     if (t->cfg.comm->size > batch)
         return err_set_kind(
             e, ERR_SPEC,
             "%d ranks for a mini-batch of %lld rows (/train/batch_size): at most %lld ranks are accepted",
             t->cfg.comm->size, (long long)batch, (long long)batch);
+    if (shards && t->cfg.comm->size > shards)
+        return err_set_kind(
+            e, ERR_SPEC,
+            "%d ranks for %lld micro-shards (/train/micro_shards): at most %lld ranks are accepted",
+            t->cfg.comm->size, (long long)shards, (long long)shards);
     return 0;
 }
 
@@ -35,13 +40,16 @@ static int build_model(struct trainer *t, struct err *e)
 {
     struct comm *comm = t->cfg.comm;
     struct task_env env = {t->cfg.spec, comm, t->cfg.backend, t->params, t->cfg.log};
-    struct row_split rows = {.rank = comm->rank, .size = comm->size, .total = t->cfg.spec->train.batch_size};
+    struct row_split rows = {.rank = comm->rank,
+                             .size = comm->size,
+                             .total = t->cfg.spec->train.batch_size,
+                             .n_shards = t->cfg.spec->train.micro_shards};
 
     if (!(t->task = t->cfg.task->create(&env, e)))
         return -1;
     for (int r = 0; r < comm->size; r++) {
         int64_t first;
-        rows_of_rank(rows.total, r, comm->size, &first, &t->counts[r]);
+        rows_of_rank_sharded(rows.total, rows.n_shards, r, comm->size, &first, &t->counts[r]);
         if (r == comm->rank)
             rows.first = first;
     }

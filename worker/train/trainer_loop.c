@@ -60,7 +60,7 @@ static void add_requests(struct trainer *t, struct vote *v)
 static int hold_vote(struct trainer *t, double grad_norm, struct vote *v, struct err *e)
 {
     *v = (struct vote){0};
-    if (program_read(t->program, t->built.loss, &v->loss, sizeof v->loss, e) < 0)
+    if (program_loss_share(t->program, &v->loss, e) < 0)
         return -1;
     v->loss_not_finite = !isfinite(v->loss);
     v->grad_not_finite = !isfinite(grad_norm);

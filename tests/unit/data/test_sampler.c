@@ -35,7 +35,7 @@ static void test_rows_of_rank(void **state)
             }
             assert_int_equal(at, n);
             assert_true(most - least <= 1);
-            assert_int_equal(most, rows_of_rank_max(n, size));
+            assert_int_equal(most, rows_of_rank_max(n, 0, size));
         }
     }
     int64_t first, count;

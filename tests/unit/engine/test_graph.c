@@ -3,7 +3,7 @@
 #include "tests/unit/engine/toy_backend.h"
 
 static const int64_t counts[2] = {4, 3};
-static const struct row_split rows = {0, 2, 7, 0, 4, counts};
+static const struct row_split rows = {0, 2, 7, 0, 4, counts, 0};
 
 struct fixture {
     struct params *ps;

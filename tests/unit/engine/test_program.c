@@ -10,7 +10,7 @@
 enum { ROWS = 4, COLS = 3, COUNT = ROWS * COLS };
 
 static const int64_t counts[1] = {ROWS};
-static const struct row_split rows = {0, 1, ROWS, 0, ROWS, counts};
+static const struct row_split rows = {0, 1, ROWS, 0, ROWS, counts, 0};
 
 struct fixture {
     struct params *ps;

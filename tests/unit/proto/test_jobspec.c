@@ -289,7 +289,6 @@ static void test_not_in_this_version(void **state)
         {"data={\"format\":\"cifar10\",\"path\":\"/d\"}", "/data/format",
          "not available in this version; accepted: one of \"idx\", \"synthetic\""},
         {"train.precision=bf16", "/train/precision", "not available in this version; accepted: \"fp32\""},
-        {"train.determinism=bitwise", "/train/determinism", "not available in this version"},
         {"optim.kind=adamw", "/optim/kind", "not available in this version; accepted: \"sgd\""},
         {"resources.gpus_per_rank=1", "/resources/gpus_per_rank",
          "not available in this version; accepted: 0"},

@@ -159,7 +159,7 @@ static cJSON *rule_of(const struct field *f, const struct field *decides)
         cJSON_AddItemToArray(cJSON_AddArrayToObject(if_, "required"), cJSON_CreateString(f->when_key));
     cJSON *yes = cJSON_AddObjectToObject(cJSON_AddObjectToObject(then, "properties"), key);
     cJSON_AddStringToObject(yes, "type", type_name(f));
-    if (!f->def)
+    if (!f->def && !f->derive)
         cJSON_AddItemToArray(cJSON_AddArrayToObject(then, "required"), cJSON_CreateString(key));
     cJSON *no = cJSON_AddObjectToObject(cJSON_AddObjectToObject(else_, "properties"), key);
     cJSON_AddStringToObject(no, "type", "null");
