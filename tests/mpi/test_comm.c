@@ -51,6 +51,27 @@ static void check_reduce_scatter(struct comm *c)
         assert_float_equal(local[i], (float)((first * WIDTH + i) * ranks), 0);
 }
 
+/* Rank r sends rank s r + s units of two words: what came from r says so. */
+static void check_all_to_all(struct comm *c)
+{
+    enum { UNIT = 2 };
+    int32_t send[2 * MAX_RANKS * MAX_RANKS * UNIT], recv[2 * MAX_RANKS * MAX_RANKS * UNIT];
+    int64_t send_counts[MAX_RANKS], recv_counts[MAX_RANKS], n = 0;
+    struct err e;
+
+    for (int s = 0; s < c->size; s++) {
+        send_counts[s] = recv_counts[s] = c->rank + s;
+        for (int64_t i = 0; i < send_counts[s] * UNIT; i++)
+            send[n++] = (int32_t)(1000 * c->rank + 100 * s + i);
+    }
+    memset(recv, 0xff, sizeof recv);
+    assert_int_equal(comm_all_to_all(c, send, send_counts, recv, recv_counts, UNIT * sizeof *send, &e), 0);
+    n = 0;
+    for (int r = 0; r < c->size; r++)
+        for (int64_t i = 0; i < recv_counts[r] * UNIT; i++)
+            assert_int_equal(recv[n++], 1000 * r + 100 * c->rank + i);
+}
+
 static void check_all_reduce(struct comm *c)
 {
     enum { N = 1000 };
@@ -114,6 +135,7 @@ static void check_contract(struct comm *c)
 {
     check_all_gather(c);
     check_reduce_scatter(c);
+    check_all_to_all(c);
     check_all_reduce(c);
     check_same_bits(c);
     check_broadcast(c);
