@@ -11,11 +11,30 @@
 
 enum { CONSOLE_EVERY_MS = 1000 };
 
-/* Sums over the ranks. Doubles hold counts exactly. */
+enum { DIGEST_LIMBS = 4, LIMB_BITS = 16 };
+
+/* Sums over the ranks. Doubles hold counts exactly, and sums of 16-bit parts of a digest. */
 struct vote {
     double loss;
     double loss_not_finite, grad_not_finite, stop, checkpoint; /* ranks that say so */
+    double digest[DIGEST_LIMBS]; /* of the rows that were fed, lowest part first */
 };
+
+static void put_digest(struct vote *v, uint64_t digest)
+{
+    for (int i = 0; i < DIGEST_LIMBS; i++)
+        v->digest[i] = (double)(digest >> (i * LIMB_BITS) & 0xffff);
+}
+
+/* The sum of the ranks' digests mod 2^64: a part may have grown beyond its 16 bits. */
+static uint64_t digest_of_all(const struct vote *v)
+{
+    uint64_t sum = 0;
+
+    for (int i = 0; i < DIGEST_LIMBS; i++)
+        sum += (uint64_t)v->digest[i] << (i * LIMB_BITS);
+    return sum;
+}
 
 static double pace_per_s(const struct pace *p)
 {
@@ -64,6 +83,7 @@ static int hold_vote(struct trainer *t, double grad_norm, struct vote *v, struct
         return -1;
     v->loss_not_finite = !isfinite(v->loss);
     v->grad_not_finite = !isfinite(grad_norm);
+    put_digest(v, t->task->ops->batch_digest(t->task));
     add_requests(t, v);
     return comm_all_reduce(t->cfg.comm, v, sizeof *v / sizeof(double), DTYPE_F64, e);
 }
@@ -114,6 +134,7 @@ static int make_step(struct trainer *t, struct vote *v, struct err *e)
         update(t, step + 1, norm, v->loss, e) < 0)
         return -1;
     t->at.step = step + 1;
+    receipts_feed(&t->at.receipts, digest_of_all(v));
     return 0;
 }
 
@@ -173,6 +194,8 @@ static int save_checkpoint(struct trainer *t, struct err *e)
     const char *before = t->phase;
     int rc = 0;
 
+    if (trainer_check_drift(t, e) < 0)
+        return -1;
     trainer_progress(t, "checkpoint");
     if (t->rank0) {
         rc = recorder_sync(&t->recorder, e);
@@ -202,6 +225,8 @@ static int after_step(struct trainer *t, const struct vote *v, bool last, struct
     t->loss = v->loss;
     t->lr = schedule_lr(&t->schedule, t->at.step - 1);
     t->at.epoch_loss_sum += v->loss;
+    if (trainer_receipt(t, v->loss, e) < 0)
+        return -1;
     if ((every(spec->train.log_every_steps, t->at.step) || last) && log_step(t, e) < 0)
         return -1;
     if (epoch_ends && log_epoch(t, e) < 0)
