@@ -18,6 +18,12 @@ struct death {
     size_t offset, bytes;
 };
 
+/* Called after each node's kernel, before anything of its dies; see inspect.c. */
+struct watch {
+    int (*after)(void *arg, const struct program *p, int i, bool backward, struct err *e); /* NULL: nobody */
+    void *arg;
+};
+
 struct program {
     struct graph *graph;
     struct program_cfg cfg;
@@ -31,6 +37,7 @@ struct program {
     int n_buckets;
     struct death *deaths; /* sorted by t; for poisoning */
     int n_deaths;
+    struct watch watch;
     int now;
     bool now_backward;
 };

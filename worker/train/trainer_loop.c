@@ -5,6 +5,7 @@
 #include "common/clock.h"
 #include "common/fsutil.h"
 #include "worker/train/agree.h"
+#include "worker/train/diagnose.h"
 #include "worker/train/signals.h"
 #include "worker/train/trainer_impl.h"
 #include "worker/train/weights.h"
@@ -88,24 +89,20 @@ static int hold_vote(struct trainer *t, double grad_norm, struct vote *v, struct
     return comm_all_reduce(t->cfg.comm, v, sizeof *v / sizeof(double), DTYPE_F64, e);
 }
 
-/* All ranks hold the same sums, so all come to the same end. */
+/* All ranks hold the same sums, so all come here and to the same end. The run ends: nothing may be saved any
+ * more, for the diagnosis updates the running statistics once too often. */
 static int check_finite(struct trainer *t, const struct vote *v, struct err *e)
 {
-    long long step = (long long)t->at.step + 1;
+    struct diagnosis d;
 
-    if (v->loss_not_finite > 0)
-        err_set_kind(e, ERR_NOT_FINITE,
-                     "step %lld: the loss is %g (not finite on %d of %d ranks); lower optim.lr or set "
-                     "train.max_grad_norm",
-                     step, v->loss, (int)v->loss_not_finite, t->cfg.comm->size);
-    else if (v->grad_not_finite > 0)
-        err_set_kind(e, ERR_NOT_FINITE,
-                     "step %lld: the gradient is not finite, the loss is %g; lower optim.lr or set "
-                     "train.max_grad_norm",
-                     step, v->loss);
-    else
+    if (v->loss_not_finite == 0 && v->grad_not_finite == 0)
         return 0;
-    return trainer_together(t, -1, e);
+    log_warn(t->cfg.log,
+             "step %lld is not finite (loss on %d ranks, gradient on %d): making it again to see where",
+             (long long)t->at.step + 1, (int)v->loss_not_finite, (int)v->grad_not_finite);
+    if (diagnose_step(t->cfg.comm, t->task, t->program, t->cfg.spec->seed, t->at.step, &d, e) < 0)
+        return err_wrap(e, "step %lld is not finite; making it again", (long long)t->at.step + 1);
+    return trainer_together(t, diagnose_say(&d, t->at.step + 1, v->loss, e), e);
 }
 
 /* Applies the gradients of step `done`. */
