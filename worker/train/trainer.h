@@ -12,6 +12,9 @@
  * At one step the order is: receipt (receipt.h) → metrics line → epoch line → validation → checkpoint. A
  * checkpoint therefore covers all lines up to its step, and a run that goes on from it starts with the next.
  *
+ * A step that is not finite is made again to see where it begins (diagnose.h), and the run ends with what was
+ * found; the weights were not updated, and nothing is saved.
+ *
  * Failing. What can go wrong on one rank outside of the steps (files, memory, models) is agreed on and all
  * ranks fail with the same message. What goes wrong on one rank inside a step leaves the others in a
  * collective: that rank must then abort the communicator (TRAINER_FAILED_ALONE).
