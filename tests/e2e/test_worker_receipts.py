@@ -112,6 +112,18 @@ def test_a_rank_that_drifted_is_named(tmp_path, whole, ranks, odd, than):
     assert orders(where) == orders(whole)
 
 
+def test_a_checkpoint_between_receipts_is_looked_at_too(tmp_path):
+    """Receipts every 4th step, checkpoints every 5th: what is saved was agreed on."""
+    spec = make_spec(train__epochs=33, eval__every_epochs=0)
+    where, _ = run(tmp_path, spec, ranks=2, expect=1, env={"BATCHFORMER_FAULT": "train.flip_weight.1:error@5"})
+    reason = result(where)["reason"]  # comparisons after steps 4, 5, 8, 10, 12
+    assert "step 12: rank 1 holds another set of weights" in reason and "equal after step 10" in reason
+    assert checkpoints(where) == [5, 10]
+    again, _ = run(tmp_path, spec, ranks=2, run_dir="again", expect=1,
+                   env={"BATCHFORMER_FAULT": "train.flip_weight.1:error@2"})
+    assert "step 5: rank 1 holds" in result(again)["reason"] and checkpoints(again) == []
+
+
 def test_statistics_per_rank_may_differ(tmp_path):
     """With norm "batch" running statistics differ between ranks by design: rank 0's have the receipt."""
     spec = make_spec(model__norm="batch")

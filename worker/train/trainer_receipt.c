@@ -5,7 +5,8 @@
  * then on, quietly. The check is made at every receipt and before every checkpoint, so no checkpoint ever
  * holds weights that the ranks did not agree on.
  *
- * Fault point: "train.flip_weight.RANK", passed at the steps of receipts, flips a bit of that rank's weights.
+ * Fault point: "train.flip_weight.RANK", passed before each comparison, flips a bit of that rank's
+ * weights.
  */
 #include <stdint.h>
 #include <stdio.h>
@@ -19,9 +20,25 @@ struct held {
     struct hash_hex weights, optimizer;
 };
 
-static int hash_held(const struct trainer *t, struct held *out, struct err *e)
+/* Bit 20 of the first weight: a change of about a tenth. */
+static int flip_by_fault(struct trainer *t, struct err *e)
 {
-    if (receipt_hash(t->params, PARAM_WEIGHT, NULL, &out->weights, e) < 0)
+    struct backend *be = t->cfg.backend;
+    char point[48];
+    uint32_t bits;
+
+    snprintf(point, sizeof point, "train.flip_weight.%d", t->cfg.comm->rank);
+    if (!fault_hit(point, &t->fault_flip))
+        return 0;
+    if (be->ops->download(be, &bits, t->params->weights, sizeof bits, e) < 0)
+        return -1;
+    bits ^= 1u << 20;
+    return be->ops->upload(be, t->params->weights, &bits, sizeof bits, e);
+}
+
+static int hash_held(struct trainer *t, struct held *out, struct err *e)
+{
+    if (flip_by_fault(t, e) < 0 || receipt_hash(t->params, PARAM_WEIGHT, NULL, &out->weights, e) < 0)
         return -1;
     return receipt_hash(t->params, PARAM_WEIGHT, t->optim->momentum, &out->optimizer, e);
 }
@@ -32,9 +49,8 @@ static int say_odd(struct trainer *t, const char *what, struct receipt_odd odd, 
     err_set(
         e,
         "step %lld: rank %d holds another %s than rank %d (%s, %s): a fault of a machine or of the software; "
-        "they were equal after step %lld, and no checkpoint was written since: go on from the newest one "
-        "with "
-        "--resume, without that machine",
+        "they were equal after step %lld and no checkpoint was written since: without that machine, go on "
+        "from the newest one with --resume",
         (long long)t->at.step, odd.rank, what, odd.than, all[odd.rank].s, all[odd.than].s,
         (long long)t->agreed_step);
     return trainer_together(t, -1, e);
@@ -91,22 +107,6 @@ int trainer_check_drift(struct trainer *t, struct err *e)
     return hash_held(t, &own, e) < 0 ? -1 : check(t, &own, e);
 }
 
-/* Bit 20 of the first weight: a change of about a tenth. */
-static int flip_by_fault(struct trainer *t, struct err *e)
-{
-    struct backend *be = t->cfg.backend;
-    char point[48];
-    uint32_t bits;
-
-    snprintf(point, sizeof point, "train.flip_weight.%d", t->cfg.comm->rank);
-    if (!fault_hit(point, &t->fault_flip))
-        return 0;
-    if (be->ops->download(be, &bits, t->params->weights, sizeof bits, e) < 0)
-        return -1;
-    bits ^= 1u << 20;
-    return be->ops->upload(be, t->params->weights, &bits, sizeof bits, e);
-}
-
 int trainer_receipt(struct trainer *t, double loss, struct err *e)
 {
     struct receipt r = {.step = t->at.step, .loss = loss};
@@ -114,7 +114,7 @@ int trainer_receipt(struct trainer *t, double loss, struct err *e)
 
     if (!receipts_due(t->at.step, t->n_steps))
         return 0;
-    if (flip_by_fault(t, e) < 0 || hash_held(t, &own, e) < 0 || check(t, &own, e) < 0 ||
+    if (hash_held(t, &own, e) < 0 || check(t, &own, e) < 0 ||
         receipt_hash(t->params, PARAM_BUFFER, NULL, &r.buffers, e) < 0)
         return -1;
     r.weights = own.weights;
