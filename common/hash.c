@@ -4,6 +4,7 @@
 #include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 #include <unistd.h>
 #include <xxhash.h>
 
@@ -40,4 +41,38 @@ int hash_file(const char *path, struct hash_hex *out, struct err *e)
     close(fd);
     free(chunk);
     return rc;
+}
+
+struct hash_stream {
+    XXH3_state_t *st;
+};
+
+struct hash_stream *hash_stream_create(void)
+{
+    struct hash_stream *s = xcalloc(1, sizeof *s);
+
+    s->st = XXH3_createState();
+    ASSERT(s->st);
+    XXH3_128bits_reset(s->st);
+    return s;
+}
+
+void hash_stream_add(struct hash_stream *s, const void *data, size_t n)
+{
+    if (n > 0)
+        XXH3_128bits_update(s->st, data, n);
+}
+
+struct hash_hex hash_stream_end(struct hash_stream *s)
+{
+    struct hash_hex out = to_hex(XXH3_128bits_digest(s->st));
+
+    XXH3_freeState(s->st);
+    free(s);
+    return out;
+}
+
+bool hash_is_hex(const char *s)
+{
+    return strlen(s) == 32 && strspn(s, "0123456789abcdef") == 32;
 }

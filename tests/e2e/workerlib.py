@@ -147,14 +147,15 @@ def write_safetensors(path, tensors):
     pathlib.Path(path).write_bytes(struct.pack("<Q", len(text)) + text + b"".join(blobs))
 
 
-def write_idx(folder, damage=None):
-    """A tiny data set of the MNIST family; damage names the file that is cut short."""
+def write_idx(folder, damage=None, images=None):
+    """A tiny data set of the MNIST family; damage names the file that is cut short; images(part, n) makes others than
+    noise."""
     folder.mkdir()
     rng = np.random.default_rng(0)
     for part, n in (("train", 80), ("t10k", 20)):
         labels = np.arange(n, dtype=np.uint8) % 2
-        images = rng.integers(0, 256, (n, 12, 12), dtype=np.uint8)
-        for kind, a, magic in (("images-idx3", images, 0x803), ("labels-idx1", labels, 0x801)):
+        pixels = images(part, n) if images else rng.integers(0, 256, (n, 12, 12), dtype=np.uint8)
+        for kind, a, magic in (("images-idx3", pixels, 0x803), ("labels-idx1", labels, 0x801)):
             data = struct.pack(">I", magic) + b"".join(struct.pack(">I", d) for d in a.shape) + a.tobytes()
             name = f"{part}-{kind}-ubyte"
             (folder / f"{name}.gz").write_bytes(gzip.compress(data[:-10] if damage == name else data))

@@ -28,6 +28,9 @@ struct loader {
     size_t image_values; /* H * W * C */
     int64_t wait_ns;     /* the caller's */
 
+    int32_t *served; /* (max_rows) positions in the dataset, of the batch served last; the caller's */
+    int64_t served_first, served_count; /* its rows; count 0: none yet */
+
     struct sampler *sampler; /* LOADER_TRAIN */
     struct augment *augment;
     int32_t *positions; /* (max_rows), in the split */
@@ -40,8 +43,9 @@ struct loader {
         int64_t wanted, filling, ready; /* batch numbers or NONE */
         bool stop;
     } slot;
-    float *images;   /* (max_rows, H, W, C) */
-    int32_t *labels; /* (max_rows) */
+    float *images;    /* (max_rows, H, W, C) */
+    int32_t *labels;  /* (max_rows) */
+    int32_t *indices; /* (max_rows) positions in the dataset */
 };
 
 int64_t loader_max_rows(const struct loader *l)
@@ -75,16 +79,9 @@ void loader_rows(const struct loader *l, int64_t i, int64_t *batch_rows, int64_t
     rows_of_rank_sharded(*batch_rows, l->cfg.n_shards, l->cfg.rank, l->cfg.size, first, count);
 }
 
-static int64_t count_rows(const struct loader *l, int64_t i)
-{
-    int64_t batch_rows, first, count;
-
-    loader_rows(l, i, &batch_rows, &first, &count);
-    return count;
-}
-
-/* Fills this rank's rows of batch i; a function of the configuration and i alone. */
-static void fill(struct loader *l, int64_t i, float *images, int32_t *labels)
+/* Fills this rank's rows of batch i; a function of the configuration and i alone. `indices` says which images
+ * of the dataset they are. */
+static void fill(struct loader *l, int64_t i, float *images, int32_t *labels, int32_t *indices)
 {
     const struct split *s = l->cfg.split;
     const struct dataset *d = s->dataset;
@@ -107,6 +104,7 @@ static void fill(struct loader *l, int64_t i, float *images, int32_t *labels)
         augment_apply(l->augment, draw, d->images + (size_t)at * l->image_values,
                       images + (size_t)row * l->image_values);
         labels[row] = d->labels[at];
+        indices[row] = at;
     }
 }
 
@@ -125,7 +123,7 @@ static void *prefetch_main(void *arg)
         l->slot.ready = NONE;
         l->slot.filling = i;
         pthread_mutex_unlock(&l->lock);
-        fill(l, i, l->images, l->labels);
+        fill(l, i, l->images, l->labels, l->indices);
         pthread_mutex_lock(&l->lock);
         l->slot.filling = NONE;
         l->slot.ready = i;
@@ -156,6 +154,7 @@ static void take_prefetched(struct loader *l, int64_t i, int64_t count, float *i
     l->wait_ns += clock_mono_ns() - since;
     memcpy(images, l->images, (size_t)count * l->image_values * sizeof *images);
     memcpy(labels, l->labels, (size_t)count * sizeof *labels);
+    memcpy(l->served, l->indices, (size_t)count * sizeof *l->served);
     if (guess_next(l, i) != i) {
         l->slot.wanted = guess_next(l, i);
         pthread_cond_broadcast(&l->changed);
@@ -165,14 +164,16 @@ static void take_prefetched(struct loader *l, int64_t i, int64_t count, float *i
 
 static int64_t take(struct loader *l, int64_t i, float *images, int32_t *labels)
 {
-    int64_t count = count_rows(l, i);
+    int64_t batch_rows, count;
 
+    loader_rows(l, i, &batch_rows, &l->served_first, &count);
+    l->served_count = count;
     if (l->threaded) {
         take_prefetched(l, i, count, images, labels);
         return count;
     }
     int64_t since = clock_mono_ns();
-    fill(l, i, images, labels);
+    fill(l, i, images, labels, l->served);
     l->wait_ns += clock_mono_ns() - since;
     return count;
 }
@@ -192,6 +193,32 @@ int64_t loader_eval_batch(struct loader *l, int64_t i, float *images, int32_t *l
         return err_set(e, "data loader: evaluation batch %lld found, 0 to %lld is accepted", (long long)i,
                        (long long)l->n_batches - 1);
     return take(l, i, images, labels);
+}
+
+const int32_t *loader_served(const struct loader *l, int64_t *first, int64_t *count)
+{
+    *first = l->served_first;
+    *count = l->served_count;
+    return l->served;
+}
+
+/* The finalizer of SplitMix64: one to one, and a flip of any bit flips about half of the others. */
+static uint64_t mix64(uint64_t x)
+{
+    x = (x ^ x >> 30) * 0xBF58476D1CE4E5B9u;
+    x = (x ^ x >> 27) * 0x94D049BB133111EBu;
+    return x ^ x >> 31;
+}
+
+uint64_t loader_digest(const struct loader *l)
+{
+    uint64_t sum = 0;
+
+    for (int64_t row = 0; row < l->served_count; row++) {
+        uint64_t at = (uint64_t)(l->served_first + row) << 32 | (uint32_t)l->served[row];
+        sum += mix64(at + 0x9E3779B97F4A7C15u);
+    }
+    return sum;
 }
 
 static int check_config(const struct loader_config *cfg, struct err *e)
@@ -231,6 +258,7 @@ static int set_up(struct loader *l, struct err *e)
         l->max_rows = rows > l->max_rows ? rows : l->max_rows;
     }
     l->positions = xmalloc((size_t)l->max_rows * sizeof *l->positions);
+    l->served = xmalloc((size_t)l->max_rows * sizeof *l->served);
     return 0;
 }
 
@@ -239,6 +267,7 @@ static int start_thread(struct loader *l, struct err *e)
     sigset_t all, before;
 
     l->labels = xmalloc((size_t)l->max_rows * sizeof *l->labels);
+    l->indices = xmalloc((size_t)l->max_rows * sizeof *l->indices);
     l->images = malloc((size_t)l->max_rows * l->image_values * sizeof *l->images);
     if (!l->images)
         return err_set(e, "out of memory for %lld images to prefetch", (long long)l->max_rows);
@@ -289,7 +318,9 @@ void loader_destroy(struct loader *l)
     sampler_destroy(l->sampler);
     augment_destroy(l->augment);
     free(l->positions);
+    free(l->served);
     free(l->images);
     free(l->labels);
+    free(l->indices);
     free(l);
 }

@@ -64,6 +64,15 @@ int64_t loader_batch(struct loader *l, int64_t step, float *images, int32_t *lab
 /* LOADER_EVAL only: the same for evaluation batch i in [0, loader_n_batches()). */
 int64_t loader_eval_batch(struct loader *l, int64_t i, float *images, int32_t *labels, struct err *e);
 
+/* Which images of the dataset the batch served last was made of: positions in it, one a row, from global row
+ * *first of the batch. Noted where the pixels are copied, by whichever thread does it. Valid until the next
+ * batch. *count 0: no batch yet. */
+const int32_t *loader_served(const struct loader *l, int64_t *first, int64_t *count);
+
+/* A digest of the same: Σ mod 2^64 over the rows of mix64(global row, position in the dataset). Digests of
+ * all ranks add up to that of one rank, in any order; it is 0 without rows. */
+uint64_t loader_digest(const struct loader *l);
+
 /* Nanoseconds that calls so far have spent waiting for data (preparing it, without prefetch). */
 int64_t loader_data_wait_ns(const struct loader *l);
 

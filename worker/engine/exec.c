@@ -18,6 +18,11 @@ static void poison_dead(struct program *p, int t)
 #endif
 }
 
+static int watch_node(const struct program *p, int i, bool backward, struct err *e)
+{
+    return p->watch.after ? p->watch.after(p->watch.arg, p, i, backward, e) : 0;
+}
+
 int program_feed(struct program *p, struct node *input, const void *host, size_t bytes, struct err *e)
 {
     size_t want = (size_t)shape_count(input->shape) * dtype_bytes(input->dtype);
@@ -53,6 +58,8 @@ int program_forward(struct program *p, uint64_t seed, uint64_t step, struct err 
         p->now = i;
         if (run_forward(p, i, e) < 0)
             return err_wrap(e, "%s", p->graph->nodes[i]->name);
+        if (p->steps[i].kernel && watch_node(p, i, false, e) < 0)
+            return -1;
         poison_dead(p, i);
     }
     return 0;
@@ -104,6 +111,8 @@ int program_backward(struct program *p, struct err *e)
         p->now = i;
         if (run_backward(p, i, e) < 0)
             return err_wrap(e, "%s (backward)", p->graph->nodes[i]->name);
+        if (p->steps[i].backward && watch_node(p, i, true, e) < 0)
+            return -1;
         if (start_buckets(p, i, e) < 0)
             return -1;
         poison_dead(p, 2 * n - 1 - i);

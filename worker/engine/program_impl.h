@@ -68,6 +68,12 @@ struct sharded {
     void *stage; /* scratch of sums over ranks */
 };
 
+/* Called after each node's kernel, before anything of its dies; see inspect.c. */
+struct watch {
+    int (*after)(void *arg, const struct program *p, int i, bool backward, struct err *e); /* NULL: nobody */
+    void *arg;
+};
+
 struct program {
     struct graph *graph;
     struct program_cfg cfg;
@@ -82,6 +88,7 @@ struct program {
     int n_buckets;
     struct death *deaths; /* sorted by t; for poisoning */
     int n_deaths;
+    struct watch watch;
     int now;
     bool now_backward;
 };

@@ -301,6 +301,11 @@ static int feed(struct task *base, struct program *p, int64_t step, struct err *
     return program_feed(p, t->labels, t->host_labels, rows * sizeof *t->host_labels, e);
 }
 
+static uint64_t batch_digest(const struct task *base)
+{
+    return loader_digest(self_const(base)->loader);
+}
+
 /* ---- evaluation ---- */
 
 static bool module_at_eval(const struct long_tailed *t)
@@ -413,6 +418,7 @@ const struct task_ops long_tailed_task = {
     .build = build,
     .set_constants = set_constants,
     .feed = feed,
+    .batch_digest = batch_digest,
     .prepare_eval = prepare_eval,
     .evaluate = evaluate,
     .describe = describe,

@@ -127,12 +127,15 @@ static cJSON *make_manifest(const struct checkpoint *c, const struct checkpoint_
 
     clock_iso(clock_wall_ms(), when);
     cJSON_AddStringToObject(m, "format", "batchformer-checkpoint");
-    cJSON_AddNumberToObject(m, "version", 1);
+    cJSON_AddNumberToObject(m, "version", CHECKPOINT_VERSION);
     cJSON_AddStringToObject(m, "time", when);
     cJSON_AddNumberToObject(m, "world_size", c->world_size);
     cJSON_AddNumberToObject(m, "step", (double)st->step);
     add_exact(m, "epoch_loss_sum", st->epoch_loss_sum);
     cJSON_AddItemToObject(m, "best", best_to_json(&st->best));
+    cJSON_AddStringToObject(m, "order", st->receipts.order.s);
+    cJSON_AddNumberToObject(m, "order_from", (double)st->receipts.from);
+    cJSON_AddItemToObject(m, "receipts", receipts_to_json(&st->receipts));
     cJSON_AddStringToObject(m, "data", c->data_hash);
     cJSON_AddItemToObject(m, "spec", cJSON_Duplicate(c->spec, 1));
     cJSON *files = cJSON_AddObjectToObject(m, "files");

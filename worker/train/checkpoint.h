@@ -1,8 +1,12 @@
 /* checkpoint - what a run needs to go on after it was stopped anywhere: complete on disk or absent.
  *
- *   DIR/step-00000200/manifest.json        step, epoch position, best metrics, spec, checksums of data and
- * files model.safetensors    weights and buffers (weights.h), module included state.safetensors momentum.NAME
- * for every weight
+ *   DIR/step-00000200/manifest.json        step, epoch position, best metrics, receipts (receipt.h), spec,
+ *                                            checksums of data and files
+ *                      model.safetensors    weights and buffers (weights.h), module included
+ *                      state.safetensors    momentum.NAME for every weight
+ *
+ * Manifests are of version 2. One of version 1 has no receipts: it is loaded, those of the steps before it
+ * stay unknown, and the log says so.
  *
  * Nothing in it depends on the number of ranks: any world size goes on from it. Rank 0 alone writes and
  * reads.
@@ -24,6 +28,7 @@
 #include "common/hash.h"
 #include "common/log.h"
 #include "worker/engine/params.h"
+#include "worker/train/receipt.h"
 
 /* The best validation so far; epoch -1: none yet. */
 struct checkpoint_best {
@@ -36,6 +41,7 @@ struct checkpoint_state {
     int64_t step;          /* optimiser steps done */
     double epoch_loss_sum; /* of the steps done in the unfinished epoch */
     struct checkpoint_best best;
+    struct receipts receipts;
 };
 
 struct checkpoint {
@@ -68,6 +74,8 @@ char *checkpoint_path(const struct checkpoint *c, int64_t step);
 
 /* Checksum of a manifest without its "checksum" member. */
 struct hash_hex checkpoint_manifest_hash(const cJSON *manifest);
+
+enum { CHECKPOINT_VERSION = 2 };
 
 /* The files that the manifest lists, in order. */
 enum { CHECKPOINT_N_FILES = 2 };

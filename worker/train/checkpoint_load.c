@@ -66,20 +66,37 @@ static int read_best(const cJSON *m, struct checkpoint_best *b, struct err *e)
     return get_exact(v, "/best", "value", &b->value, e);
 }
 
+/* Version 1 had none: what its steps fed and held is not known any more, and nothing is made up for it. */
+static int read_receipts(const cJSON *m, int64_t version, struct checkpoint_state *st, struct err *e)
+{
+    struct receipts *r = &st->receipts;
+
+    if (version == 1) {
+        receipts_init(r, st->step);
+        return 0;
+    }
+    if (receipts_from_json(r, m, e) < 0)
+        return -1;
+    if (r->n > 0 && r->v[r->n - 1].step > st->step)
+        return err_set(e, "/receipts: step %lld found, the checkpoint is of step %lld",
+                       (long long)r->v[r->n - 1].step, (long long)st->step);
+    return 0;
+}
+
 static int read_state(const cJSON *m, int64_t step, struct checkpoint_state *st, struct err *e)
 {
     const char *format;
     int64_t version;
 
     if (json_get_str(m, "", "format", &format, e) < 0 ||
-        json_get_int(m, "", "version", 1, 1, &version, e) < 0 ||
+        json_get_int(m, "", "version", 1, CHECKPOINT_VERSION, &version, e) < 0 ||
         json_get_int(m, "", "step", 0, INT64_C(1) << 53, &st->step, e) < 0 ||
         get_exact(m, "", "epoch_loss_sum", &st->epoch_loss_sum, e) < 0 || read_best(m, &st->best, e) < 0)
         return -1;
     if (st->step != step)
         return err_set(e, "/step: %lld found, the directory is of step %lld", (long long)st->step,
                        (long long)step);
-    return 0;
+    return read_receipts(m, version, st, e);
 }
 
 static int open_manifest(struct opened *o, int64_t step, struct err *e)
@@ -166,10 +183,17 @@ static int try_load(struct checkpoint *c, int64_t step, struct checkpoint_state 
 
     if (open_manifest(&o, step, e) == 0 && open_files(&o, e) == 0) {
         rc = check_belongs(c, &o, e) == 0 && read_tensors(&o, ps, momentum, e) == 0 ? 1 : -1;
-        if (rc == 1)
+        if (rc == 1) {
             *st = o.st;
-        else
+            if (st->receipts.from > 0)
+                log_warn(
+                    c->log,
+                    "the steps up to %lld were made by a version without receipts: receipts begin after it, "
+                    "and their order hashes compare only with runs that begin there, too",
+                    (long long)st->receipts.from);
+        } else {
             err_wrap(e, "%s cannot be resumed by this job", o.dir);
+        }
     }
     opened_free(&o);
     return rc;

@@ -60,6 +60,12 @@ static void add_timings(cJSON *doc, const struct result *r)
     json_add_double(t, "total_s", r->timings.total_s);
 }
 
+static void add_receipts(cJSON *doc, const struct receipts *r)
+{
+    cJSON_AddNumberToObject(doc, "order_from", r ? (double)r->from : 0);
+    cJSON_AddItemToObject(doc, "receipts", r ? receipts_to_json(r) : cJSON_CreateArray());
+}
+
 cJSON *result_to_json(const struct result *r)
 {
     cJSON *doc = cJSON_CreateObject();
@@ -83,6 +89,7 @@ cJSON *result_to_json(const struct result *r)
     json_add_double(doc, "images_per_s", r->images_per_s);
     add_timings(doc, r);
     add_text(doc, "data_checksum", r->data_hash);
+    add_receipts(doc, r->receipts);
     add_text(doc, "version", BF_VERSION);
     return doc;
 }

@@ -16,12 +16,13 @@ struct result {
     int world_size, threads_per_rank;
     int64_t parameters; /* trained numbers, module included */
     int64_t steps, n_steps, epochs, n_epochs;
-    double loss;                 /* of the last step; NaN: none */
-    double images_per_s;         /* training steps alone; NaN: none */
-    struct checkpoint_best best; /* validation */
-    const char *primary;         /* name of best.value: "top1" */
-    const cJSON *validation;     /* the last one; NULL: none. Borrowed */
-    const cJSON *eval;           /* the test set with the final weights; NULL: none. Borrowed */
+    double loss;                     /* of the last step; NaN: none */
+    double images_per_s;             /* training steps alone; NaN: none */
+    struct checkpoint_best best;     /* validation */
+    const char *primary;             /* name of best.value: "top1" */
+    const cJSON *validation;         /* the last one; NULL: none. Borrowed */
+    const struct receipts *receipts; /* NULL: none. Borrowed */
+    const cJSON *eval;               /* the test set with the final weights; NULL: none. Borrowed */
     struct {
         double start_s; /* from program start to the first step; NaN: no step */
         double train_s, eval_s, checkpoint_s, data_wait_s, total_s;

@@ -70,6 +70,11 @@ struct task_ops {
      */
     int (*feed)(struct task *t, struct program *p, int64_t step, struct err *e);
 
+    /* Which samples this rank's rows of the batch fed last were, and at which rows of the global batch:
+     * summed mod 2^64 over the ranks it is the same for any number of them. Of what was really fed, not of a
+     * plan. */
+    uint64_t (*batch_digest)(const struct task *t);
+
     int (*prepare_eval)(struct task *t, struct err *e);
     int (*evaluate)(struct task *t, enum task_split split, struct task_eval *out, struct err *e);
 

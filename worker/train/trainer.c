@@ -105,6 +105,7 @@ static int load_start(struct trainer *t, struct err *e)
     if (rc != 0)
         return rc;
     t->at = (struct checkpoint_state){.best.epoch = -1, .best.step = -1};
+    receipts_init(&t->at.receipts, 0);
     if (*init)
         return weights_load_init(init, t->params, ops->classifier(t->task), ops->train_only, t->cfg.log, e);
     return 0;
@@ -152,6 +153,8 @@ static int find_start(struct trainer *t, struct err *e)
     if (agree_outcome_rank0(t->cfg.comm, loaded < 0 ? -1 : 0, e) < 0 || broadcast_start(t, &loaded, e) < 0 ||
         check_position(t, e) < 0)
         return -1;
+    receipts_keep_due(&t->at.receipts, t->n_steps);
+    t->agreed_step = t->at.step;
     if (loaded) {
         t->checkpoint_step = t->at.step;
         log_info(t->cfg.log, "going on from the checkpoint of step %lld", (long long)t->at.step);
@@ -216,6 +219,7 @@ void trainer_result(const struct trainer *t, struct result *r)
     r->primary = t->task->ops->primary;
     r->validation = t->validation;
     r->eval = t->test;
+    r->receipts = &t->at.receipts;
     r->timings.start_s = t->first_step_ns ? seconds(t->first_step_ns - t->cfg.start_ns) : NAN;
     r->timings.train_s = seconds(t->whole.ns);
     r->timings.eval_s = seconds(t->eval_ns);

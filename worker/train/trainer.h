@@ -4,12 +4,16 @@
  * to max_steps, or to a request to stop → trainer_result() → trainer_destroy().
  *
  * One step: feed → forward → backward (which sums the gradients over the ranks) → vote → clip → optimiser →
- * log, evaluate, checkpoint. The vote is one all-reduce of five doubles: the loss and how many ranks found it
- * not finite, found the gradient not finite, were asked to stop, were asked for a checkpoint. Whatever a rank
- * then does follows from the sums, so all ranks leave the loop at the same step.
+ * log, evaluate, checkpoint. The vote is one all-reduce of doubles: the loss, how many ranks found it
+ * not finite, found the gradient not finite, were asked to stop, were asked for a checkpoint, and the digest
+ * of the rows that were fed. Whatever a rank then does follows from the sums, so all ranks leave the loop at
+ * the same step.
  *
- * At one step the order is: metrics line → epoch line → validation → checkpoint. A checkpoint therefore
- * covers all lines up to its step, and a run that goes on from it starts with the next.
+ * At one step the order is: receipt (receipt.h) → metrics line → epoch line → validation → checkpoint. A
+ * checkpoint therefore covers all lines up to its step, and a run that goes on from it starts with the next.
+ *
+ * A step that is not finite is made again to see where it begins (diagnose.h), and the run ends with what was
+ * found; the weights were not updated, and nothing is saved.
  *
  * Failing. What can go wrong on one rank outside of the steps (files, memory, models) is agreed on and all
  * ranks fail with the same message. What goes wrong on one rank inside a step leaves the others in a

@@ -1,4 +1,4 @@
-/* trainer_impl - what trainer.c builds and trainer_loop.c runs; private to the two. */
+/* trainer_impl - what trainer.c builds and trainer_loop.c runs; private to trainer*.c. */
 #ifndef TRAIN_TRAINER_IMPL_H
 #define TRAIN_TRAINER_IMPL_H
 
@@ -30,6 +30,8 @@ struct trainer {
     struct hash_hex data_hash;
     struct checkpoint checkpoint;
     struct checkpoint_state at;
+    int64_t agreed_step;     /* after which all ranks last held the same weights and optimiser state */
+    int fault_flip;          /* pass counter of the fault point train.flip_weight.RANK */
     int64_t checkpoint_step; /* newest complete one; -1: none */
 
     struct recorder recorder; /* rank 0 */
@@ -59,6 +61,13 @@ static inline int64_t trainer_epoch(const struct trainer *t)
 
 /* Tells the coordinator where we are. */
 void trainer_progress(struct trainer *t, const char *phase);
+
+/* At fixed steps: compares the ranks' states and adds a receipt. Collective. (trainer_receipt.c) */
+int trainer_receipt(struct trainer *t, double loss, struct err *e);
+
+/* Fails, on all ranks, when one holds other weights or optimiser state than the others. Done at most once a
+ * step. Collective. */
+int trainer_check_drift(struct trainer *t, struct err *e);
 
 /* Evaluates a split, if it exists; writes a line when `record`. Collective. (trainer_eval.c) */
 int trainer_validate(struct trainer *t, bool record, struct err *e);

@@ -5,17 +5,37 @@
 #include "common/clock.h"
 #include "common/fsutil.h"
 #include "worker/train/agree.h"
+#include "worker/train/diagnose.h"
 #include "worker/train/signals.h"
 #include "worker/train/trainer_impl.h"
 #include "worker/train/weights.h"
 
 enum { CONSOLE_EVERY_MS = 1000 };
 
-/* Sums over the ranks. Doubles hold counts exactly. */
+enum { DIGEST_LIMBS = 4, LIMB_BITS = 16 };
+
+/* Sums over the ranks. Doubles hold counts exactly, and sums of 16-bit parts of a digest. */
 struct vote {
     double loss;
     double loss_not_finite, grad_not_finite, stop, checkpoint; /* ranks that say so */
+    double digest[DIGEST_LIMBS]; /* of the rows that were fed, lowest part first */
 };
+
+static void put_digest(struct vote *v, uint64_t digest)
+{
+    for (int i = 0; i < DIGEST_LIMBS; i++)
+        v->digest[i] = (double)(digest >> (i * LIMB_BITS) & 0xffff);
+}
+
+/* The sum of the ranks' digests mod 2^64: a part may have grown beyond its 16 bits. */
+static uint64_t digest_of_all(const struct vote *v)
+{
+    uint64_t sum = 0;
+
+    for (int i = 0; i < DIGEST_LIMBS; i++)
+        sum += (uint64_t)v->digest[i] << (i * LIMB_BITS);
+    return sum;
+}
 
 static double pace_per_s(const struct pace *p)
 {
@@ -64,28 +84,25 @@ static int hold_vote(struct trainer *t, double grad_norm, struct vote *v, struct
         return -1;
     v->loss_not_finite = !isfinite(v->loss);
     v->grad_not_finite = !isfinite(grad_norm);
+    put_digest(v, t->task->ops->batch_digest(t->task));
     add_requests(t, v);
     return comm_all_reduce(t->cfg.comm, v, sizeof *v / sizeof(double), DTYPE_F64, e);
 }
 
-/* All ranks hold the same sums, so all come to the same end. */
+/* All ranks hold the same sums, so all come here and to the same end. The run ends: nothing may be saved any
+ * more, for the diagnosis updates the running statistics once too often. */
 static int check_finite(struct trainer *t, const struct vote *v, struct err *e)
 {
-    long long step = (long long)t->at.step + 1;
+    struct diagnosis d;
 
-    if (v->loss_not_finite > 0)
-        err_set_kind(e, ERR_NOT_FINITE,
-                     "step %lld: the loss is %g (not finite on %d of %d ranks); lower optim.lr or set "
-                     "train.max_grad_norm",
-                     step, v->loss, (int)v->loss_not_finite, t->cfg.comm->size);
-    else if (v->grad_not_finite > 0)
-        err_set_kind(e, ERR_NOT_FINITE,
-                     "step %lld: the gradient is not finite, the loss is %g; lower optim.lr or set "
-                     "train.max_grad_norm",
-                     step, v->loss);
-    else
+    if (v->loss_not_finite == 0 && v->grad_not_finite == 0)
         return 0;
-    return trainer_together(t, -1, e);
+    log_warn(t->cfg.log,
+             "step %lld is not finite (loss on %d ranks, gradient on %d): making it again to see where",
+             (long long)t->at.step + 1, (int)v->loss_not_finite, (int)v->grad_not_finite);
+    if (diagnose_step(t->cfg.comm, t->task, t->program, t->cfg.spec->seed, t->at.step, &d, e) < 0)
+        return err_wrap(e, "step %lld is not finite; making it again", (long long)t->at.step + 1);
+    return trainer_together(t, diagnose_say(&d, t->at.step + 1, v->loss, e), e);
 }
 
 /* Applies the gradients of step `done`. */
@@ -114,6 +131,7 @@ static int make_step(struct trainer *t, struct vote *v, struct err *e)
         update(t, step + 1, norm, v->loss, e) < 0)
         return -1;
     t->at.step = step + 1;
+    receipts_feed(&t->at.receipts, digest_of_all(v));
     return 0;
 }
 
@@ -173,6 +191,8 @@ static int save_checkpoint(struct trainer *t, struct err *e)
     const char *before = t->phase;
     int rc = 0;
 
+    if (trainer_check_drift(t, e) < 0)
+        return -1;
     trainer_progress(t, "checkpoint");
     if (t->rank0) {
         rc = recorder_sync(&t->recorder, e);
@@ -202,6 +222,8 @@ static int after_step(struct trainer *t, const struct vote *v, bool last, struct
     t->loss = v->loss;
     t->lr = schedule_lr(&t->schedule, t->at.step - 1);
     t->at.epoch_loss_sum += v->loss;
+    if (trainer_receipt(t, v->loss, e) < 0)
+        return -1;
     if ((every(spec->train.log_every_steps, t->at.step) || last) && log_step(t, e) < 0)
         return -1;
     if (epoch_ends && log_epoch(t, e) < 0)

@@ -55,8 +55,20 @@ static void drop(struct fixture *f)
 static void save(struct fixture *f, int64_t step)
 {
     struct err e = ERR_INIT;
-    struct checkpoint_state st = {step, 0.1 * (double)step, {1, 2, 1.0 / 3}};
+    struct checkpoint_state st = {.step = step,
+                                  .epoch_loss_sum = 0.1 * (double)step,
+                                  .best = {1, 2, 1.0 / 3}};
 
+    const struct receipt r = {.step = step,
+                              .loss = 1.0 / 3,
+                              .weights = hash_bytes("w", 1),
+                              .buffers = hash_bytes("b", 1),
+                              .optimizer = hash_bytes("o", 1)};
+
+    receipts_init(&st.receipts, 0);
+    receipts_feed(&st.receipts, (uint64_t)step);
+    receipts_add(&st.receipts, &r);
+    receipts_feed(&st.receipts, 5); /* the running order has gone on since the receipt */
     if (checkpoint_save(&f->c, &st, f->ps, f->momentum, &e) < 0)
         fail_msg("%s", e.msg);
 }
@@ -85,6 +97,16 @@ static void round_trip(void **state)
     assert_int_equal(st.step, 7);
     assert_true(st.epoch_loss_sum == 0.1 * 7.0 && st.best.epoch == 1 && st.best.step == 2 &&
                 st.best.value == 1.0 / 3);
+    struct receipts want;
+    receipts_init(&want, 0);
+    receipts_feed(&want, 7);
+    assert_int_equal(st.receipts.n, 1);
+    assert_int_equal(st.receipts.from, 0);
+    assert_true(st.receipts.v[0].step == 7 && st.receipts.v[0].loss == 1.0 / 3);
+    assert_string_equal(st.receipts.v[0].order.s, want.order.s);
+    assert_string_equal(st.receipts.v[0].optimizer.s, hash_bytes("o", 1).s);
+    receipts_feed(&want, 5);
+    assert_string_equal(st.receipts.order.s, want.order.s);
     assert_memory_equal(a.ps->weights, b.ps->weights, a.ps->n_weights * sizeof(float));
     const struct param *p = params_find(a.ps, "fc.weight"), *q = params_find(a.ps, "bn.running_mean");
     assert_memory_equal(a.momentum + p->offset, b.momentum + p->offset, 15 * sizeof(float));
@@ -180,6 +202,105 @@ static void every_flip_in_the_manifest_is_seen(void **state)
     drop(&f);
 }
 
+/* Rewrites a manifest with its checksum right, as another program would. */
+static void edit_manifest(const struct fixture *f, int64_t step, void (*edit)(cJSON *m))
+{
+    char *path = file_of(f, step, "manifest.json");
+    cJSON *m = json_read_file(path, 1 << 20, NULL);
+
+    assert_non_null(m);
+    edit(m);
+    cJSON_ReplaceItemInObject(m, "checksum", cJSON_CreateString(checkpoint_manifest_hash(m).s));
+    char *text = json_text_pretty(m);
+    assert_int_equal(fs_atomic_replace(path, text, strlen(text), NULL), 0);
+    free(text);
+    free(path);
+    cJSON_Delete(m);
+}
+
+static void make_version_1(cJSON *m)
+{
+    cJSON_ReplaceItemInObject(m, "version", cJSON_CreateNumber(1));
+    cJSON_DeleteItemFromObject(m, "receipts");
+    cJSON_DeleteItemFromObject(m, "order");
+    cJSON_DeleteItemFromObject(m, "order_from");
+}
+
+/* It goes on, claims nothing about the steps before it, and says so. */
+static void version_1_has_no_receipts(void **state)
+{
+    struct fixture f;
+    struct checkpoint_state st = {0};
+    struct receipts from_0, from_10;
+    struct err e = ERR_INIT;
+
+    make(&f, state, 1, 3);
+    save(&f, 10);
+    edit_manifest(&f, 10, make_version_1);
+    if (checkpoint_load(&f.c, &st, f.ps, f.momentum, &e) != 1)
+        fail_msg("%s", e.msg);
+    assert_int_equal(st.step, 10);
+    assert_int_equal(st.receipts.n, 0);
+    assert_int_equal(st.receipts.from, 10);
+    receipts_init(&from_0, 0);
+    receipts_init(&from_10, 10);
+    assert_string_equal(st.receipts.order.s, from_10.order.s);
+    assert_string_not_equal(st.receipts.order.s, from_0.order.s);
+    char *log = scratch_read(f.log_path);
+    assert_non_null(strstr(log, "steps up to 10 were made by a version without receipts"));
+    free(log);
+    save(&f, 20); /* and a new one is of this version again */
+    assert_int_equal(checkpoint_load(&f.c, &st, f.ps, f.momentum, &e), 1);
+    assert_int_equal(st.receipts.n, 1);
+    drop(&f);
+}
+
+static void drop_receipts(cJSON *m)
+{
+    cJSON_DeleteItemFromObject(m, "receipts");
+}
+
+static void spoil_order(cJSON *m)
+{
+    cJSON_ReplaceItemInObject(m, "order", cJSON_CreateString("0123"));
+}
+
+static void receipt_of_the_future(cJSON *m)
+{
+    cJSON_ReplaceItemInObject(json_find(m, "receipts")->child, "step", cJSON_CreateNumber(11));
+}
+
+static void repeat_receipt(cJSON *m)
+{
+    cJSON *list = json_find(m, "receipts");
+
+    cJSON_AddItemToArray(list, cJSON_Duplicate(list->child, 1));
+}
+
+static void bad_receipts_are_damage(void **state)
+{
+    static const struct {
+        void (*edit)(cJSON *m);
+        const char *says;
+    } rows[] = {{drop_receipts, "/receipts"},
+                {spoil_order, "/order: \"0123\" found"},
+                {receipt_of_the_future, "/receipts: step 11 found"},
+                {repeat_receipt, "/receipts/1/step: 10 found"}};
+
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+        struct fixture f;
+        struct checkpoint_state st = {0};
+        struct err e = ERR_INIT;
+        make(&f, state, 1, 3);
+        save(&f, 10);
+        edit_manifest(&f, 10, rows[i].edit);
+        assert_int_equal(checkpoint_load(&f.c, &st, f.ps, f.momentum, &e), -1);
+        if (!strstr(e.msg, rows[i].says))
+            fail_msg("%s", e.msg);
+        drop(&f);
+    }
+}
+
 static void all_damaged_is_an_error(void **state)
 {
     struct fixture f;
@@ -225,10 +346,11 @@ static void failed_save_leaves_the_old_ones(void **state)
 {
     static const char *const points[] = {"checkpoint.mid_write:error", "checkpoint.before_rename:error"};
     struct fixture f;
-    struct checkpoint_state st = {20, 0, {-1, -1, 0}};
+    struct checkpoint_state st = {.step = 20, .best = {-1, -1, 0}};
     struct err e = ERR_INIT;
 
     make(&f, state, 1, 3);
+    receipts_init(&st.receipts, 0);
     save(&f, 10);
     for (int i = 0; i < 2; i++) {
         setenv("BATCHFORMER_FAULT", points[i], 1);
@@ -249,6 +371,8 @@ int main(void)
         cmocka_unit_test_setup_teardown(keeps_the_newest, scratch_setup, scratch_teardown),
         cmocka_unit_test_setup_teardown(falls_back, scratch_setup, scratch_teardown),
         cmocka_unit_test_setup_teardown(every_flip_in_the_manifest_is_seen, scratch_setup, scratch_teardown),
+        cmocka_unit_test_setup_teardown(version_1_has_no_receipts, scratch_setup, scratch_teardown),
+        cmocka_unit_test_setup_teardown(bad_receipts_are_damage, scratch_setup, scratch_teardown),
         cmocka_unit_test_setup_teardown(all_damaged_is_an_error, scratch_setup, scratch_teardown),
         cmocka_unit_test_setup_teardown(others_are_refused, scratch_setup, scratch_teardown),
         cmocka_unit_test_setup_teardown(failed_save_leaves_the_old_ones, scratch_setup, scratch_teardown),
