@@ -72,6 +72,7 @@ def test_bits_survive_other_ranks_on_the_way(tmp_path, one, ranks):
         last = ["--dump-step", f"{STEPS}:{tmp_path}/parts.st"] if end == STEPS else []
         run(tmp_path, spec_of(), "--max-steps", end, *(["--resume"] if i else []), *last, ranks=r, run_dir="parts")
     assert losses(one / name) == losses(tmp_path / "parts")
+    assert result(one / name)["receipts"] == result(tmp_path / "parts")["receipts"] != []
     final = f"checkpoints/step-{STEPS:08d}"
     for path in (f"{final}/model.safetensors", f"{final}/state.safetensors"):
         assert (one / name / path).read_bytes() == (tmp_path / "parts" / path).read_bytes()

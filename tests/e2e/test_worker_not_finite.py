@@ -97,3 +97,20 @@ def bright(n):
     images = np.zeros((n, 12, 12), np.uint8)
     images[n // 3] = 255
     return images
+
+
+def test_no_checkpoint_of_weights_that_an_update_overflowed(tmp_path):
+    """A bias of the keys shifts all scores of a query alike: a huge one leaves loss and gradient finite, and decay at
+    a huge rate makes it overflow in the update."""
+    changes = dict(checkpoint__every_steps=1, batchformer__weight_decay=1, batchformer__lr_scale=1e4, optim__lr=10,
+                   optim__schedule={"kind": "constant"})
+    where, _ = run(tmp_path, make_spec(train__epochs=1), run_dir="first")
+    path = where / "checkpoints/step-00000004/model.safetensors"
+    tensors = {n: a.copy() for n, a in read_safetensors(path).items() if a.dtype == np.float32}
+    width = tensors["batchformer.self_attn.out_proj.bias"].size
+    tensors["batchformer.self_attn.in_proj_bias"][width:2 * width] = 1e35
+    write_safetensors(tmp_path / "w.safetensors", tensors)
+    spec = make_spec(**changes, init={"weights": str(tmp_path / "w.safetensors")})
+    where, p = run(tmp_path, spec, ranks=2, expect=1)
+    assert result(where)["reason"].startswith("step 1: the update left weights that are not finite"), result(where)
+    assert checkpoints(where) == []

@@ -185,13 +185,29 @@ static int log_epoch(struct trainer *t, struct err *e)
     return t->rank0 ? recorder_write(&t->recorder, &r, e) : 0;
 }
 
+/* An update can overflow although its gradient was finite: no run could go on from such weights. All ranks
+ * hold the same weights, so all come to the same end. */
+static int check_weights(struct trainer *t, struct err *e)
+{
+    const struct params *ps = t->params;
+
+    if (isfinite(ps->backend->ops->flat->sumsq(ps->weights, ps->n_weights)))
+        return 0;
+    err_set_kind(
+        e, ERR_NOT_FINITE,
+        "step %lld: the update left weights that are not finite, no checkpoint of them is written; lower "
+        "optim.lr or set train.max_grad_norm",
+        (long long)t->at.step);
+    return trainer_together(t, -1, e);
+}
+
 static int save_checkpoint(struct trainer *t, struct err *e)
 {
     int64_t from = clock_mono_ns();
     const char *before = t->phase;
     int rc = 0;
 
-    if (trainer_check_drift(t, e) < 0)
+    if (trainer_check_drift(t, e) < 0 || check_weights(t, e) < 0)
         return -1;
     trainer_progress(t, "checkpoint");
     if (t->rank0) {
