@@ -15,7 +15,7 @@ const char *shape_text(struct shape s, char out[96])
 
 const char *dtype_name(enum dtype t)
 {
-    static const char *const names[] = {"f32", "f64", "i32"};
+    static const char *const names[] = {"f32", "f64", "i32", "bf16"};
 
     return names[t];
 }

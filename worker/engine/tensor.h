@@ -11,7 +11,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-enum dtype { DTYPE_F32, DTYPE_F64, DTYPE_I32 };
+enum dtype { DTYPE_F32, DTYPE_F64, DTYPE_I32, DTYPE_BF16 };
 
 enum { SHAPE_MAX_DIMS = 4, TENSOR_ALIGN_BYTES = 64 };
 
@@ -70,7 +70,7 @@ static inline int shape_equal(struct shape a, struct shape b)
 
 static inline size_t dtype_bytes(enum dtype t)
 {
-    return t == DTYPE_F64 ? 8 : 4;
+    return t == DTYPE_F64 ? 8 : t == DTYPE_BF16 ? 2 : 4;
 }
 
 static inline size_t align_up(size_t n)
