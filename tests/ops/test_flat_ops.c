@@ -25,15 +25,19 @@ static float *uniform(uint32_t stream, size_t n)
     return x;
 }
 
-static void check_sgd(const struct flat_ops *ops, size_t n, bool nesterov)
+/* The gradient's norm is taken as 3; max_norm 0: no clipping. */
+static void check_sgd(struct backend *be, size_t n, bool nesterov, double max_norm)
 {
-    const struct sgd_args a = {.lr = 0.1f, .momentum = 0.9f, .weight_decay = 0.01f, .nesterov = nesterov};
+    const struct sgd_args a = {
+        .lr_scale = 0.5, .momentum = 0.9f, .weight_decay = 0.01f, .nesterov = nesterov};
+    const struct step_scalars s = {.lr = 0.2, .max_grad_norm = max_norm, .grad_norm = 3};
+    const double clip = max_norm > 0 ? max_norm / (3 + 1e-6) : 1;
     float *w = uniform(1, n), *g = uniform(2, n), *m = uniform(3, n);
     float *w0 = uniform(1, n), *g0 = uniform(2, n), *m0 = uniform(3, n);
 
-    ops->sgd(w, g, m, n, &a);
+    assert_int_equal(be->ops->flat->sgd(be, w, g, m, n, &a, &s, NULL), 0);
     for (size_t i = 0; i < n; i++) {
-        double grad = g0[i] + 0.01 * w0[i], mom = 0.9 * m0[i] + grad;
+        double grad = clip * g0[i] + 0.01 * w0[i], mom = 0.9 * m0[i] + grad;
         double step = nesterov ? grad + 0.9 * mom : mom;
 
         CHECK(fabs(g[i] - grad) < 1e-6 && fabs(m[i] - mom) < 1e-6 && fabs(w[i] - (w0[i] - 0.1 * step)) < 1e-6,
@@ -49,50 +53,77 @@ static void check_sgd(const struct flat_ops *ops, size_t n, bool nesterov)
 
 static void test_sgd(void **state)
 {
-    struct backend *be = *state;
-
-    check_sgd(be->ops->flat, COUNT, false);
-    check_sgd(be->ops->flat, COUNT, true);
-    check_sgd(be->ops->flat, 3, true);
-    check_sgd(be->ops->flat, 0, false);
+    check_sgd(*state, COUNT, false, 0);
+    check_sgd(*state, COUNT, true, 0);
+    check_sgd(*state, COUNT, true, 1.5);
+    check_sgd(*state, 3, true, 0);
+    check_sgd(*state, 0, false, 0);
 }
 
-static void test_scale(void **state)
+/* A step that is not finite on any rank leaves everything as it was. */
+static void test_sgd_skips(void **state)
 {
     struct backend *be = *state;
-    float *x = uniform(1, COUNT), *x0 = uniform(1, COUNT);
+    const struct sgd_args a = {.lr_scale = 1, .momentum = 0.9f};
+    const struct step_scalars bad[] = {{.lr = 1, .loss_not_finite = 1}, {.lr = 1, .grad_not_finite = 3}};
+    float w = 1, g = 2, m = 3;
 
-    be->ops->flat->scale(x, COUNT, 0.375f);
-    for (size_t i = 0; i < COUNT; i++)
-        assert_true(x[i] == x0[i] * 0.375f);
-    free(x);
-    free(x0);
+    for (int i = 0; i < 2; i++) {
+        assert_int_equal(be->ops->flat->sgd(be, &w, &g, &m, 1, &a, &bad[i], NULL), 0);
+        assert_true(w == 1 && g == 2 && m == 3);
+    }
+}
+
+static double sumsq(struct backend *be, const float *x, size_t n)
+{
+    double out;
+
+    assert_int_equal(be->ops->flat->sumsq(be, x, n, &out, NULL), 0);
+    return out;
 }
 
 static void test_sumsq(void **state)
 {
     struct backend *be = *state, *two;
     float *x = uniform(1, COUNT);
-    double want = 0, got = be->ops->flat->sumsq(x, COUNT), again;
+    double want = 0, got = sumsq(be, x, COUNT), again;
 
     for (size_t i = 0; i < COUNT; i++)
         want += (double)x[i] * x[i];
     assert_true(fabs(got - want) < 1e-12 * want);
-    assert_true(be->ops->flat->sumsq(x, 0) == 0);
+    assert_true(sumsq(be, x, 0) == 0);
 #ifdef BF_OPENMP
     two = cpu_backend_create(2, NULL);
 #else
     two = cpu_backend_create(1, NULL);
 #endif
     assert_non_null(two);
-    again = two->ops->flat->sumsq(x, COUNT);
+    again = sumsq(two, x, COUNT);
     assert_memory_equal(&got, &again, sizeof(got)); /* same bits with two threads */
     two->ops->destroy(two);
     x[COUNT - 1] = NAN;
-    assert_true(isnan(be->ops->flat->sumsq(x, COUNT)));
+    assert_true(isnan(sumsq(be, x, COUNT)));
     x[COUNT - 1] = INFINITY;
-    assert_true(isinf(be->ops->flat->sumsq(x, COUNT)));
+    assert_true(isinf(sumsq(be, x, COUNT)));
     free(x);
+}
+
+static void test_measure(void **state)
+{
+    struct backend *be = *state;
+    float g[3] = {2, -1, 2};
+    double loss = 0.5;
+    struct step_scalars s = {.lr = 7};
+
+    assert_int_equal(be->ops->flat->measure(be, g, 3, &loss, &s, NULL), 0);
+    assert_true(s.grad_norm == 3 && s.loss == 0.5 && s.loss_not_finite == 0 && s.grad_not_finite == 0 &&
+                s.lr == 7);
+    g[1] = INFINITY;
+    loss = NAN;
+    assert_int_equal(be->ops->flat->measure(be, g, 3, &loss, &s, NULL), 0);
+    assert_true(s.loss_not_finite == 1 && s.grad_not_finite == 1);
+    assert_int_equal(be->ops->flat->measure(be, g, 1, NULL, &s, NULL), 0);
+    assert_true(s.loss == 0 && s.loss_not_finite == 0);
 }
 
 static void test_memory(void **state)
@@ -154,11 +185,9 @@ static int teardown(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_sgd),
-        cmocka_unit_test(test_scale),
-        cmocka_unit_test(test_sumsq),
-        cmocka_unit_test(test_memory),
-        cmocka_unit_test(test_vector_functions),
+        cmocka_unit_test(test_sgd),    cmocka_unit_test(test_sgd_skips),
+        cmocka_unit_test(test_sumsq),  cmocka_unit_test(test_measure),
+        cmocka_unit_test(test_memory), cmocka_unit_test(test_vector_functions),
     };
 
     return cmocka_run_group_tests(tests, setup, teardown);

@@ -40,6 +40,9 @@ struct comm_ops {
     int (*wait)(struct comm *c, struct comm_req *r, struct err *e);
     int (*broadcast)(struct comm *c, void *buf, size_t bytes, int root, struct err *e);
     int (*barrier)(struct comm *c, struct err *e);
+    /* Waits until the device has done what was enqueued so far, bounded by the timeout. NULL: calls return
+     * when they are done anyway. */
+    int (*sync)(struct comm *c, struct err *e);
     /* Best effort: makes the other ranks fail rather than wait. */
     void (*abort)(struct comm *c, int exit_status);
     void (*destroy)(struct comm *c);
@@ -93,6 +96,11 @@ static inline int comm_broadcast(struct comm *c, void *buf, size_t bytes, int ro
 static inline int comm_barrier(struct comm *c, struct err *e)
 {
     return c->ops->barrier(c, e);
+}
+
+static inline int comm_sync(struct comm *c, struct err *e)
+{
+    return c->ops->sync ? c->ops->sync(c, e) : 0;
 }
 
 static inline void comm_abort(struct comm *c, int exit_status)

@@ -224,7 +224,7 @@ static void mpi_destroy(struct comm *c)
 
 static const struct comm_ops mpi_ops = {
     "mpi",    mpi_all_gather, mpi_reduce_scatter, mpi_all_to_all, mpi_all_reduce, mpi_all_reduce_start,
-    mpi_wait, mpi_broadcast,  mpi_barrier,        mpi_abort,      mpi_destroy,
+    mpi_wait, mpi_broadcast,  mpi_barrier,        NULL,           mpi_abort,      mpi_destroy,
 };
 
 struct comm *comm_mpi_create(int timeout_ms, struct err *e)

@@ -78,10 +78,18 @@ static void single_destroy(struct comm *c)
 }
 
 static const struct comm_ops single_ops = {
-    "single",          single_all_gather, single_reduce_scatter,
-    single_all_to_all, single_all_reduce, single_all_reduce_start,
-    single_wait,       single_broadcast,  single_barrier,
-    single_abort,      single_destroy,
+    "single",
+    single_all_gather,
+    single_reduce_scatter,
+    single_all_to_all,
+    single_all_reduce,
+    single_all_reduce_start,
+    single_wait,
+    single_broadcast,
+    single_barrier,
+    NULL,
+    single_abort,
+    single_destroy,
 };
 
 struct comm *comm_single_create(void)

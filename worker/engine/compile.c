@@ -240,8 +240,22 @@ static void set_pointers(struct compiler *c)
             call->din[k] = flows ? grad_ptr(c, n->in[k]) : NULL;
         }
     }
-    if (p->cfg.loss)
-        p->loss_grad = grad_ptr(c, p->cfg.loss);
+}
+
+/* d loss / d loss = 1, in memory of its own: written once, so that a step needs nothing from the host. */
+static int make_loss_grad(struct compiler *c, struct err *e)
+{
+    static const double one = 1.0;
+    struct program *p = c->p;
+    struct backend *be = p->cfg.backend;
+
+    if (!p->cfg.loss)
+        return 0;
+    if (!(p->loss_grad = be->ops->mem_alloc(be, sizeof one, e)) ||
+        be->ops->upload(be, p->loss_grad, &one, sizeof one, e) < 0)
+        return err_wrap(e, "gradient of the loss");
+    p->steps[p->cfg.loss->id].call.dout = p->loss_grad;
+    return 0;
 }
 
 /* Smallest id of a node whose backward adds to this parameter: the last to do so. INT_MAX when none does. */
@@ -295,6 +309,8 @@ static int compile(struct compiler *c, struct err *e)
     if (place(c, e) < 0)
         return -1;
     set_pointers(c);
+    if (make_loss_grad(c, e) < 0)
+        return -1;
     if (c->spread && shards_emit(c, e) < 0)
         return -1;
     if (c->p->cfg.loss)
@@ -338,6 +354,7 @@ void program_destroy(struct program *p)
             p->steps[i].kernel->release(p->steps[i].call.state);
     sharded_destroy(p);
     p->cfg.backend->ops->mem_free(p->cfg.backend, p->arena);
+    p->cfg.backend->ops->mem_free(p->cfg.backend, p->loss_grad);
     free(p->steps);
     free(p->buckets);
     free(p->reqs);

@@ -50,9 +50,16 @@ static int run_backward(struct program *p, int i, struct err *e)
     return s->backward ? s->kernel->backward(&s->call, e) : 0;
 }
 
-int program_forward(struct program *p, uint64_t seed, uint64_t step, struct err *e)
+int program_begin(struct program *p, uint64_t seed, uint64_t step, struct err *e)
 {
+    struct backend *be = p->cfg.backend;
+
     p->ctx = (struct step_ctx){seed, step};
+    return be->ops->set_step ? be->ops->set_step(be, &p->ctx, e) : 0;
+}
+
+int program_run(struct program *p, struct err *e)
+{
     p->now_backward = false;
     for (int i = 0; i < p->graph->n_nodes; i++) {
         p->now = i;
@@ -63,6 +70,11 @@ int program_forward(struct program *p, uint64_t seed, uint64_t step, struct err 
         poison_dead(p, i);
     }
     return 0;
+}
+
+int program_forward(struct program *p, uint64_t seed, uint64_t step, struct err *e)
+{
+    return program_begin(p, seed, step, e) < 0 ? -1 : program_run(p, e);
 }
 
 static int start_buckets(struct program *p, int node_id, struct err *e)
@@ -96,7 +108,6 @@ static int wait_buckets(struct program *p, struct err *e)
 
 int program_backward(struct program *p, struct err *e)
 {
-    static const double one = 1.0;
     struct backend *be = p->cfg.backend;
     const struct params *ps = p->graph->params;
     int n = p->graph->n_nodes;
@@ -104,7 +115,6 @@ int program_backward(struct program *p, struct err *e)
     ASSERT(p->loss_grad);
     p->now_backward = true;
     if (be->ops->zero(be, ps->grads, ps->n_weights * sizeof(float), e) < 0 ||
-        be->ops->upload(be, p->loss_grad, &one, sizeof one, e) < 0 ||
         (p->sharded && sharded_zero_grads(p, e) < 0))
         return -1;
     for (int i = n - 1; i >= 0; i--) {
@@ -127,13 +137,11 @@ int program_read(struct program *p, const struct node *n, void *host, size_t byt
                  : 0;
 }
 
-int program_loss_share(struct program *p, double *share, struct err *e)
+const double *program_loss_share(const struct program *p)
 {
-    if (program_read(p, p->cfg.loss, share, sizeof *share, e) < 0)
-        return -1;
     if (p->sharded && p->cfg.comm->rank > 0) /* every rank holds the global loss already */
-        *share = 0;
-    return 0;
+        return NULL;
+    return p->steps[p->cfg.loss->id].call.out;
 }
 
 size_t program_arena_bytes(const struct program *p)

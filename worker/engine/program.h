@@ -42,7 +42,13 @@ void program_destroy(struct program *p);
 /* Copies host data into an OP_INPUT node; bytes must be its size. */
 int program_feed(struct program *p, struct node *input, const void *host, size_t bytes, struct err *e);
 
+/* Tells kernels what their random draws are keyed by, from now on. */
+int program_begin(struct program *p, uint64_t seed, uint64_t step, struct err *e);
+
 /* Runs forward. For training graphs this updates running statistics. */
+int program_run(struct program *p, struct err *e);
+
+/* The two together. */
 int program_forward(struct program *p, uint64_t seed, uint64_t step, struct err *e);
 
 /* Clears the gradient buffer, runs backward from the loss, and sums gradients over the ranks, bucket by
@@ -55,8 +61,9 @@ int program_read(struct program *p, const struct node *n, void *host, size_t byt
 
 /* This rank's share of the loss after forward: summed over the ranks, in any order, it is the loss of the
  * global mini-batch. (In micro-shards the loss itself is that already, on every rank, with the same bits for
- * every number of ranks; rank 0's share is then all of it.) */
-int program_loss_share(struct program *p, double *share, struct err *e);
+ * every number of ranks; rank 0's share is then all of it.) A device pointer, valid between forward and the
+ * next feed; NULL: nothing. */
+const double *program_loss_share(const struct program *p);
 
 /* Bytes of the activation arena (values, gradients, aux, scratch), and what they would be without sharing. */
 size_t program_arena_bytes(const struct program *p);

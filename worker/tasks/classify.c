@@ -89,7 +89,9 @@ static int make_program(struct classify *c, int64_t total, struct err *e)
     p->graph = graph_create(c->cfg.env.params, &rows, false);
     if (c->cfg.build(c->cfg.arg, p->graph, &p->images, &p->logits, e) < 0)
         return err_wrap(e, "evaluation model");
-    struct program_cfg pc = {.backend = c->cfg.env.backend, .comm = c->cfg.env.comm, .outputs = &p->logits};
+    struct program_cfg pc = {.backend = c->cfg.env.backend,
+                             .comm = c->cfg.env.device_comm,
+                             .outputs = &p->logits};
     pc.n_outputs = 1;
     p->program = program_compile(p->graph, &pc, e);
     return p->program ? 0 : -1;

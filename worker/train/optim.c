@@ -1,7 +1,6 @@
 /* optim - see optim.h. */
 #include "worker/train/optim.h"
 
-#include <math.h>
 #include <stdlib.h>
 
 /* Weights lie in backward order: the last declared first. */
@@ -58,33 +57,26 @@ void optim_destroy(struct optim *o)
     free(o);
 }
 
-double optim_grad_norm(const struct optim *o)
+int optim_measure(const struct optim *o, const double *loss, struct step_scalars *s, struct err *e)
 {
     const struct params *ps = o->params;
 
-    return sqrt(ps->backend->ops->flat->sumsq(ps->grads, ps->n_weights));
+    return ps->backend->ops->flat->measure(ps->backend, ps->grads, ps->n_weights, loss, s, e);
 }
 
-void optim_clip(struct optim *o, double norm, double max_norm)
-{
-    const struct params *ps = o->params;
-    double factor = max_norm / (norm + 1e-6);
-
-    if (factor < 1)
-        ps->backend->ops->flat->scale(ps->grads, ps->n_weights, (float)factor);
-}
-
-void optim_step(struct optim *o, double lr)
+int optim_step(struct optim *o, const struct step_scalars *s, struct err *e)
 {
     const struct params *ps = o->params;
 
     for (int i = 0; i < o->n_segments; i++) {
-        const struct optim_segment *s = &o->segments[i];
-        struct sgd_args a = {.lr = (float)(lr * s->lr_scale),
+        const struct optim_segment *seg = &o->segments[i];
+        struct sgd_args a = {.lr_scale = seg->lr_scale,
                              .momentum = o->momentum_factor,
-                             .weight_decay = (float)s->weight_decay,
+                             .weight_decay = (float)seg->weight_decay,
                              .nesterov = o->nesterov};
-        ps->backend->ops->flat->sgd(ps->weights + s->first, ps->grads + s->first, o->momentum + s->first,
-                                    s->count, &a);
+        if (ps->backend->ops->flat->sgd(ps->backend, ps->weights + seg->first, ps->grads + seg->first,
+                                        o->momentum + seg->first, seg->count, &a, s, e) < 0)
+            return -1;
     }
+    return 0;
 }

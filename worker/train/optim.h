@@ -34,14 +34,11 @@ void optim_destroy(struct optim *o); /* NULL is legal */
  * Returns how many; *out is malloc'ed. */
 int optim_segments(const struct params *params, double weight_decay, struct optim_segment **out);
 
-/* sqrt(Σ g²) over all gradients: not finite when any gradient is not. */
-double optim_grad_norm(const struct optim *o);
+/* After backward: loss share, norm of the global gradient and whether they are finite, into *s (device). */
+int optim_measure(const struct optim *o, const double *loss, struct step_scalars *s, struct err *e);
 
-/* Scales all gradients by max_norm / (norm + 1e-6) when that is below 1, as torch.nn.utils.clip_grad_norm_.
- */
-void optim_clip(struct optim *o, double norm, double max_norm);
-
-/* One step with learning rate lr. Gradients are left decayed. */
-void optim_step(struct optim *o, double lr);
+/* One step as *s (device) says: learning rate, clipping; nothing when the vote found something not finite.
+ * Gradients are left clipped and decayed. */
+int optim_step(struct optim *o, const struct step_scalars *s, struct err *e);
 
 #endif

@@ -88,6 +88,7 @@ static int open_trainer(struct run *r, struct err *e)
     struct trainer_cfg tc = {.spec = cfg->spec,
                              .resolved = cfg->resolved,
                              .comm = cfg->comm,
+                             .device_comm = cfg->comm,
                              .backend = r->backend,
                              .task = cfg->task,
                              .run_dir = cfg->run_dir,

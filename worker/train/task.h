@@ -22,7 +22,8 @@
 /* What a task works with; all borrowed and longer-lived than the task. */
 struct task_env {
     const struct jobspec *spec;
-    struct comm *comm;
+    struct comm *comm;        /* on host memory */
+    struct comm *device_comm; /* on the backend's memory; may be the same */
     struct backend *backend;
     struct params *params;
     const struct log *log;

@@ -39,7 +39,7 @@ static int check_ranks(const struct trainer *t, struct err *e)
 static int build_model(struct trainer *t, struct err *e)
 {
     struct comm *comm = t->cfg.comm;
-    struct task_env env = {t->cfg.spec, comm, t->cfg.backend, t->params, t->cfg.log};
+    struct task_env env = {t->cfg.spec, comm, t->cfg.device_comm, t->cfg.backend, t->params, t->cfg.log};
     struct row_split rows = {.rank = comm->rank,
                              .size = comm->size,
                              .total = t->cfg.spec->train.batch_size,
@@ -66,7 +66,7 @@ static int build_model(struct trainer *t, struct err *e)
 static int build_programs(struct trainer *t, struct err *e)
 {
     struct program_cfg cfg = {.backend = t->cfg.backend,
-                              .comm = t->cfg.comm,
+                              .comm = t->cfg.device_comm,
                               .loss = t->built.loss,
                               .bucket_bytes = GRADIENT_BUCKET_BYTES};
 
@@ -80,7 +80,8 @@ static int build(struct trainer *t, struct err *e)
 {
     if (check_ranks(t, e) < 0 || build_model(t, e) < 0 || build_programs(t, e) < 0)
         return -1;
-    if (!(t->optim = optim_create(t->cfg.spec, t->params, e)))
+    if (!(t->optim = optim_create(t->cfg.spec, t->params, e)) ||
+        !(t->scalars = t->cfg.backend->ops->mem_alloc(t->cfg.backend, sizeof *t->scalars, e)))
         return -1;
     t->steps_per_epoch = t->task->ops->steps_per_epoch(t->task);
     t->n_steps = t->cfg.spec->train.epochs * t->steps_per_epoch;
@@ -113,7 +114,7 @@ static int load_start(struct trainer *t, struct err *e)
 
 static int broadcast_start(struct trainer *t, int *loaded, struct err *e)
 {
-    struct comm *comm = t->cfg.comm;
+    struct comm *comm = t->cfg.comm, *device = t->cfg.device_comm;
     struct params *ps = t->params;
     struct {
         struct checkpoint_state at;
@@ -121,9 +122,10 @@ static int broadcast_start(struct trainer *t, int *loaded, struct err *e)
     } start = {t->at, *loaded};
 
     if (comm_broadcast(comm, &start, sizeof start, 0, e) < 0 ||
-        comm_broadcast(comm, ps->weights, ps->n_weights * sizeof(float), 0, e) < 0 ||
-        comm_broadcast(comm, ps->buffers, ps->n_buffers * sizeof(float), 0, e) < 0 ||
-        comm_broadcast(comm, t->optim->momentum, ps->n_weights * sizeof(float), 0, e) < 0)
+        comm_broadcast(device, ps->weights, ps->n_weights * sizeof(float), 0, e) < 0 ||
+        comm_broadcast(device, ps->buffers, ps->n_buffers * sizeof(float), 0, e) < 0 ||
+        comm_broadcast(device, t->optim->momentum, ps->n_weights * sizeof(float), 0, e) < 0 ||
+        comm_sync(device, e) < 0)
         return -1;
     t->at = start.at;
     *loaded = start.loaded;
@@ -237,6 +239,9 @@ void trainer_destroy(struct trainer *t)
     cJSON_Delete(t->validation);
     cJSON_Delete(t->test);
     checkpoint_free(&t->checkpoint);
+    if (t->cfg.backend->ops->replay_free)
+        t->cfg.backend->ops->replay_free(t->cfg.backend, t->replay);
+    t->cfg.backend->ops->mem_free(t->cfg.backend, t->scalars);
     optim_destroy(t->optim);
     program_destroy(t->program);
     graph_destroy(t->graph);

@@ -3,11 +3,11 @@
  * Life: trainer_create() builds everything and loads where to start from → trainer_run() goes on to the end,
  * to max_steps, or to a request to stop → trainer_result() → trainer_destroy().
  *
- * One step: feed → forward → backward (which sums the gradients over the ranks) → vote → clip → optimiser →
- * log, evaluate, checkpoint. The vote is one all-reduce of doubles: the loss, how many ranks found it
- * not finite, found the gradient not finite, were asked to stop, were asked for a checkpoint, and the digest
- * of the rows that were fed. Whatever a rank then does follows from the sums, so all ranks leave the loop at
- * the same step.
+ * One step (trainer_step.c): feed → forward → backward (which sums the gradients over the ranks) → vote →
+ * clip → optimiser. Then: log, evaluate, checkpoint. The vote is one all-reduce of nine doubles (struct
+ * step_scalars): the loss, how many ranks found it or the gradient not finite, were asked to stop, were asked
+ * for a checkpoint, and what was fed. Whatever a rank then does follows from the sums, so all ranks leave the
+ * loop at the same step; a step that is not finite updates nothing.
  *
  * At one step the order is: receipt (receipt.h) → metrics line → epoch line → validation → checkpoint. A
  * checkpoint therefore covers all lines up to its step, and a run that goes on from it starts with the next.
@@ -29,8 +29,9 @@
 
 struct trainer_cfg { /* all borrowed */
     const struct jobspec *spec;
-    const cJSON *resolved; /* the spec with every default */
-    struct comm *comm;
+    const cJSON *resolved;    /* the spec with every default */
+    struct comm *comm;        /* on host memory */
+    struct comm *device_comm; /* on the backend's memory; the same one where that is the host's */
     struct backend *backend;
     const struct task_ops *task;
     const char *run_dir;

@@ -56,7 +56,7 @@ static int share_statistics(struct trainer *t, struct err *e)
 
     if (t->cfg.spec->model.norm != NORM_BATCH || t->cfg.comm->size == 1)
         return 0;
-    return comm_broadcast(t->cfg.comm, ps->buffers, ps->n_buffers * sizeof(float), 0, e);
+    return comm_broadcast(t->cfg.device_comm, ps->buffers, ps->n_buffers * sizeof(float), 0, e);
 }
 
 /* *doc is replaced. Does nothing when the split does not exist. */

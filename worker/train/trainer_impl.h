@@ -24,6 +24,8 @@ struct trainer {
     struct task_graph built;
     struct program *program;
     struct optim *optim;
+    struct step_scalars *scalars; /* device */
+    void *replay;                 /* of a recorded step, where the backend records */
     struct schedule schedule;
     int64_t steps_per_epoch, n_steps, end_step; /* end_step: n_steps or max_steps */
 
@@ -68,6 +70,9 @@ int trainer_receipt(struct trainer *t, double loss, struct err *e);
 /* Fails, on all ranks, when one holds other weights or optimiser state than the others. Done at most once a
  * step. Collective. */
 int trainer_check_drift(struct trainer *t, struct err *e);
+
+/* Makes the next step; *out is what the ranks voted. Collective. (trainer_step.c) */
+int trainer_step(struct trainer *t, struct step_scalars *out, struct err *e);
 
 /* Evaluates a split, if it exists; writes a line when `record`. Collective. (trainer_eval.c) */
 int trainer_validate(struct trainer *t, bool record, struct err *e);

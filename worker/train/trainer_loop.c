@@ -5,37 +5,11 @@
 #include "common/clock.h"
 #include "common/fsutil.h"
 #include "worker/train/agree.h"
-#include "worker/train/diagnose.h"
 #include "worker/train/signals.h"
 #include "worker/train/trainer_impl.h"
 #include "worker/train/weights.h"
 
 enum { CONSOLE_EVERY_MS = 1000 };
-
-enum { DIGEST_LIMBS = 4, LIMB_BITS = 16 };
-
-/* Sums over the ranks. Doubles hold counts exactly, and sums of 16-bit parts of a digest. */
-struct vote {
-    double loss;
-    double loss_not_finite, grad_not_finite, stop, checkpoint; /* ranks that say so */
-    double digest[DIGEST_LIMBS]; /* of the rows that were fed, lowest part first */
-};
-
-static void put_digest(struct vote *v, uint64_t digest)
-{
-    for (int i = 0; i < DIGEST_LIMBS; i++)
-        v->digest[i] = (double)(digest >> (i * LIMB_BITS) & 0xffff);
-}
-
-/* The sum of the ranks' digests mod 2^64: a part may have grown beyond its 16 bits. */
-static uint64_t digest_of_all(const struct vote *v)
-{
-    uint64_t sum = 0;
-
-    for (int i = 0; i < DIGEST_LIMBS; i++)
-        sum += (uint64_t)v->digest[i] << (i * LIMB_BITS);
-    return sum;
-}
 
 static double pace_per_s(const struct pace *p)
 {
@@ -64,75 +38,6 @@ void trainer_progress(struct trainer *t, const char *phase)
                                                              .images_per_s = t->images_per_s,
                                                              .eta_s = eta_s(t),
                                                              .checkpoint_step = t->checkpoint_step});
-}
-
-/* What this rank has been asked since the last step. */
-static void add_requests(struct trainer *t, struct vote *v)
-{
-    unsigned got = signals_take(t->cfg.signal_fd, &t->stop_signal);
-    unsigned told = t->cfg.report ? report_take_commands(t->cfg.report) : 0;
-
-    t->coordinator_stops |= (told & REPORT_STOP) != 0;
-    v->stop = (got & SIGNALS_STOP) || (told & REPORT_STOP);
-    v->checkpoint = (got & SIGNALS_CHECKPOINT) || (told & REPORT_CHECKPOINT);
-}
-
-static int hold_vote(struct trainer *t, double grad_norm, struct vote *v, struct err *e)
-{
-    *v = (struct vote){0};
-    if (program_loss_share(t->program, &v->loss, e) < 0)
-        return -1;
-    v->loss_not_finite = !isfinite(v->loss);
-    v->grad_not_finite = !isfinite(grad_norm);
-    put_digest(v, t->task->ops->batch_digest(t->task));
-    add_requests(t, v);
-    return comm_all_reduce(t->cfg.comm, v, sizeof *v / sizeof(double), DTYPE_F64, e);
-}
-
-/* All ranks hold the same sums, so all come here and to the same end. The run ends: nothing may be saved any
- * more, for the diagnosis updates the running statistics once too often. */
-static int check_finite(struct trainer *t, const struct vote *v, struct err *e)
-{
-    struct diagnosis d;
-
-    if (v->loss_not_finite == 0 && v->grad_not_finite == 0)
-        return 0;
-    log_warn(t->cfg.log,
-             "step %lld is not finite (loss on %d ranks, gradient on %d): making it again to see where",
-             (long long)t->at.step + 1, (int)v->loss_not_finite, (int)v->grad_not_finite);
-    if (diagnose_step(t->cfg.comm, t->task, t->program, t->cfg.spec->seed, t->at.step, &d, e) < 0)
-        return err_wrap(e, "step %lld is not finite; making it again", (long long)t->at.step + 1);
-    return trainer_together(t, diagnose_say(&d, t->at.step + 1, v->loss, e), e);
-}
-
-/* Applies the gradients of step `done`. */
-static int update(struct trainer *t, int64_t done, double grad_norm, double loss, struct err *e)
-{
-    bool dumps = t->rank0 && t->dump.step == done;
-
-    if (dumps && dump_take_grads(&t->dump, t->params, e) < 0)
-        return -1;
-    if (t->cfg.spec->train.max_grad_norm > 0)
-        optim_clip(t->optim, grad_norm, t->cfg.spec->train.max_grad_norm);
-    optim_step(t->optim, schedule_lr(&t->schedule, done - 1));
-    return dumps ? dump_write(&t->dump, t->params, loss, e) : 0;
-}
-
-static int make_step(struct trainer *t, struct vote *v, struct err *e)
-{
-    int64_t step = t->at.step;
-
-    if (t->task->ops->feed(t->task, t->program, step, e) < 0 ||
-        program_forward(t->program, t->cfg.spec->seed, (uint64_t)step, e) < 0 ||
-        program_backward(t->program, e) < 0)
-        return -1;
-    double norm = optim_grad_norm(t->optim);
-    if (hold_vote(t, norm, v, e) < 0 || check_finite(t, v, e) < 0 ||
-        update(t, step + 1, norm, v->loss, e) < 0)
-        return -1;
-    t->at.step = step + 1;
-    receipts_feed(&t->at.receipts, digest_of_all(v));
-    return 0;
 }
 
 static void add_pace(struct trainer *t, int64_t ns)
@@ -190,8 +95,11 @@ static int log_epoch(struct trainer *t, struct err *e)
 static int check_weights(struct trainer *t, struct err *e)
 {
     const struct params *ps = t->params;
+    double sq;
 
-    if (isfinite(ps->backend->ops->flat->sumsq(ps->weights, ps->n_weights)))
+    if (ps->backend->ops->flat->sumsq(ps->backend, ps->weights, ps->n_weights, &sq, e) < 0)
+        return -1;
+    if (isfinite(sq))
         return 0;
     err_set_kind(
         e, ERR_NOT_FINITE,
@@ -230,7 +138,7 @@ static bool every(int64_t period, int64_t n)
 }
 
 /* What follows a step: lines, validation, checkpoint. `last`: the loop ends here. */
-static int after_step(struct trainer *t, const struct vote *v, bool last, struct err *e)
+static int after_step(struct trainer *t, const struct step_scalars *v, bool last, struct err *e)
 {
     const struct jobspec *spec = t->cfg.spec;
     bool epoch_ends = t->at.step % t->steps_per_epoch == 0, ends = t->at.step == t->n_steps;
@@ -274,11 +182,11 @@ static int run_steps(struct trainer *t, struct err *e)
 
     t->phase = "train";
     while (!stop && t->at.step < t->end_step) {
-        struct vote v;
+        struct step_scalars v;
         int64_t from = clock_mono_ns();
         if (!t->first_step_ns)
             t->first_step_ns = from;
-        if (make_step(t, &v, e) < 0)
+        if (trainer_step(t, &v, e) < 0)
             return -1;
         add_pace(t, clock_mono_ns() - from);
         t->steps_done++;

@@ -1,6 +1,7 @@
 /* fake_backend - see fake_backend.h. */
 #include "fake_backend.h"
 
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -35,31 +36,49 @@ static int zero(struct backend *be, void *dst, size_t bytes, struct err *e)
     return 0;
 }
 
-static void sgd(float *w, float *g, float *m, size_t n, const struct sgd_args *a)
+static int sgd(struct backend *be, float *w, float *g, float *m, size_t n, const struct sgd_args *a,
+               const struct step_scalars *s, struct err *e)
 {
+    double lr = s->lr * a->lr_scale, c = 1;
+
+    (void)be;
+    (void)e;
+    if (s->loss_not_finite > 0 || s->grad_not_finite > 0)
+        return 0;
+    if (s->max_grad_norm > 0 && s->max_grad_norm < s->grad_norm + 1e-6)
+        c = s->max_grad_norm / (s->grad_norm + 1e-6);
     for (size_t i = 0; i < n; i++) {
-        g[i] += a->weight_decay * w[i];
+        g[i] = (float)(c * g[i] + a->weight_decay * w[i]);
         m[i] = a->momentum * m[i] + g[i];
-        w[i] -= a->lr * (a->nesterov ? g[i] + a->momentum * m[i] : m[i]);
+        w[i] -= (float)(lr * (a->nesterov ? g[i] + a->momentum * m[i] : m[i]));
     }
+    return 0;
 }
 
-static void scale(float *x, size_t n, float a)
+static int sumsq(struct backend *be, const float *x, size_t n, double *out, struct err *e)
 {
+    (void)be;
+    (void)e;
+    *out = 0;
     for (size_t i = 0; i < n; i++)
-        x[i] *= a;
+        *out += (double)x[i] * x[i];
+    return 0;
 }
 
-static double sumsq(const float *x, size_t n)
+static int measure(struct backend *be, const float *grads, size_t n, const double *loss,
+                   struct step_scalars *s, struct err *e)
 {
-    double s = 0;
+    double sq;
 
-    for (size_t i = 0; i < n; i++)
-        s += (double)x[i] * x[i];
-    return s;
+    sumsq(be, grads, n, &sq, e);
+    s->grad_norm = sqrt(sq);
+    s->grad_not_finite = !isfinite(sq);
+    s->loss = loss ? *loss : 0;
+    s->loss_not_finite = !isfinite(s->loss);
+    return 0;
 }
 
-static const struct flat_ops flat = {sgd, scale, sumsq};
+static const struct flat_ops flat = {measure, sgd, sumsq};
 
 static const struct backend_ops ops = {
     .name = "fake",

@@ -70,7 +70,7 @@ static void steps_use_the_segment(void **state)
     layer->value[0] = module->value[0] = 8;
     for (int step = 0; step < 2; step++) {
         layer->grad[0] = module->grad[0] = 1;
-        optim_step(o, 0.5);
+        assert_int_equal(optim_step(o, &(struct step_scalars){.lr = 0.5}, &e), 0);
     }
     /* layer: g = 1 + 2 = 3, m = 3, w = 6.5; g = 1 + 1.625, m = 1.5 + 2.625 = 4.125, w = 4.4375 */
     assert_true(layer->value[0] == 4.4375f);
@@ -80,23 +80,32 @@ static void steps_use_the_segment(void **state)
     params_destroy(ps);
 }
 
-static void clipping(void **state)
+static void measuring_clipping_skipping(void **state)
 {
     struct jobspec spec = {0};
     struct params *ps = fake_params(1, 3);
     struct err e = ERR_INIT;
     struct optim *o = optim_create(&spec, ps, &e);
+    struct step_scalars s = {.lr = 1, .max_grad_norm = 10};
+    double loss = 0.25;
+    float w0 = ps->weights[0];
 
     (void)state;
     ps->grads[0] = 3;
     ps->grads[5] = 4;
-    assert_true(optim_grad_norm(o) == 5);
-    optim_clip(o, 5, 10); /* below the limit: untouched */
-    assert_true(ps->grads[0] == 3);
-    optim_clip(o, 5, 1);
-    assert_true(fabs(optim_grad_norm(o) - 1) < 1e-5 && fabs(ps->grads[0] - 0.6) < 1e-5);
+    assert_int_equal(optim_measure(o, &loss, &s, &e), 0);
+    assert_true(s.grad_norm == 5 && s.loss == 0.25 && s.grad_not_finite == 0 && s.loss_not_finite == 0);
+    assert_int_equal(optim_step(o, &s, &e), 0); /* below the limit: as it is */
+    assert_true(ps->weights[0] == w0 - 3);
+    s.max_grad_norm = 1;
+    assert_int_equal(optim_step(o, &s, &e), 0);
+    assert_true(fabs(ps->weights[0] - (w0 - 3.6)) < 1e-5);
+    w0 = ps->weights[0];
     ps->grads[5] = NAN;
-    assert_false(isfinite(optim_grad_norm(o)));
+    assert_int_equal(optim_measure(o, NULL, &s, &e), 0);
+    assert_true(s.loss == 0 && s.grad_not_finite == 1);
+    assert_int_equal(optim_step(o, &s, &e), 0); /* nothing is updated */
+    assert_true(ps->weights[0] == w0);
     optim_destroy(o);
     params_destroy(ps);
 }
@@ -107,7 +116,7 @@ int main(void)
         cmocka_unit_test(equal_parameters_are_one_segment),
         cmocka_unit_test(unlike_parameters_are_kept_apart),
         cmocka_unit_test(steps_use_the_segment),
-        cmocka_unit_test(clipping),
+        cmocka_unit_test(measuring_clipping_skipping),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
