@@ -1,4 +1,5 @@
-/* child - the programs that bfctl starts: apart from its terminal, ended for sure, and what they said last. */
+/* child - the programs that bfctl starts: apart from its terminal, ended for sure, and what they said last.
+ */
 #ifndef CLI_CHILD_H
 #define CLI_CHILD_H
 
