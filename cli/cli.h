@@ -69,6 +69,7 @@ extern const struct cli_command cmd_data_commands[];
 extern const struct cli_command cmd_daemon_commands[];
 extern const struct cli_command cmd_run_commands[];
 extern const struct cli_command cmd_verify_commands[];
+extern const struct cli_command cmd_diff_commands[];
 
 /* Options that several files use. */
 #define CLI_OPTION_SET                                                                                       \
