@@ -3,16 +3,18 @@
 #include "cli/output.h"
 #include "common/clock.h"
 
+#include <dirent.h>
 #include <errno.h>
 #include <signal.h>
 #include <spawn.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
 
-enum { POLL_MS = 20, LOG_TAIL_BYTES = 4096 };
+enum { POLL_MS = 20, KILL_TRIES = 250, LOG_TAIL_BYTES = 4096 };
 
 int child_start(const char *program, char *const argv[], char *const env[], int in, int log, pid_t *pid,
                 struct err *e)
@@ -50,6 +52,41 @@ bool child_reap(pid_t *pid, int *status, int timeout_ms)
         nanosleep(&(struct timespec){0, POLL_MS * 1000000L}, NULL);
     }
     return true;
+}
+
+/* Is it a living process of that session? /proc/PID/stat: "pid (name) state ppid pgrp session …". */
+static bool lives_in_session(const char *pid, pid_t session)
+{
+    char path[64], text[512], state;
+    int found;
+
+    snprintf(path, sizeof path, "/proc/%.20s/stat", pid);
+    FILE *f = fopen(path, "re");
+    if (!f)
+        return false;
+    text[fread(text, 1, sizeof text - 1, f)] = 0;
+    fclose(f);
+    const char *after_name = strrchr(text, ')');
+    return after_name && sscanf(after_name, ") %c %*d %*d %d", &state, &found) == 2 && found == session &&
+           state != 'Z' && state != 'X';
+}
+
+void child_kill_session(pid_t leader)
+{
+    for (int n_left = 1, tries = 0; n_left > 0 && tries < KILL_TRIES; tries++) {
+        DIR *d = opendir("/proc");
+        n_left = 0;
+        for (struct dirent *ent; d && (ent = readdir(d));) {
+            if (*ent->d_name < '1' || *ent->d_name > '9' || !lives_in_session(ent->d_name, leader))
+                continue;
+            kill((pid_t)strtol(ent->d_name, NULL, 10), SIGKILL);
+            n_left++;
+        }
+        if (d)
+            closedir(d);
+        if (n_left)
+            nanosleep(&(struct timespec){0, POLL_MS * 1000000L}, NULL);
+    }
 }
 
 void child_last_lines(const char *log, int n, char *out, size_t cap)

@@ -16,6 +16,10 @@ int child_start(const char *program, char *const argv[], char *const env[], int 
 /* Waits for its end. True once it is reaped; *pid is 0 then, and *status, which may be NULL, as waitpid's. */
 bool child_reap(pid_t *pid, int *status, int timeout_ms);
 
+/* SIGKILL to every living process of the session that a child began, wherever its process group is; waits a
+ * while until none is left. Call it before the child is reaped, so that its pid is nobody else's. */
+void child_kill_session(pid_t leader);
+
 /* The last n lines of a log, without control characters (but newlines), cut to cap - 1 bytes; "it wrote
  * nothing" when there are none. */
 void child_last_lines(const char *log, int n, char *out, size_t cap);

@@ -425,6 +425,28 @@ static const struct conf_option verify_rows[] = {
 
 const struct cli_command cmd_verify_commands[] = {
     {"verify", "SPEC", 1, 1, verify_rows, sizeof verify_rows / sizeof *verify_rows,
-     "train some steps at several numbers of ranks and compare", "TBD", cmd_verify},
+     "train some steps at several numbers of ranks and compare",
+     "Each world size trains the same job in a scratch directory below $TMPDIR, by mpirun, without a "
+     "coordinator,\n"
+     "and is compared with the first of the list:\n"
+     "  resumed         the reference, stopped before the last step and gone on with, has the same bits\n"
+     "  same weights    every world size makes the last step from the reference's weights before it\n"
+     "  from the start  every world size makes all steps on its own\n"
+     "The deviation of a tensor is the norm of the difference by the norm of the reference; the worst is "
+     "shown.\n"
+     "At the same weights the loss may deviate by 1e-6 and the gradient by 1e-3; a wrong exchange between "
+     "ranks\n"
+     "is off by 0.1 there, so this is the sharp comparison. From the start the runs of a deep net part "
+     "within few\n"
+     "steps, for a ReLU whose input is close to zero is on in one and off in the other: the gradient is "
+     "shown and\n"
+     "not judged, loss and weights (all as one vector) may deviate by 2e-2, which fits up to 20 steps at a "
+     "high\n"
+     "learning rate; give --tolerance for more. Where train.determinism is \"bitwise\" every bit must be "
+     "the\n"
+     "same. Exit status: 0 all within tolerance; 1 above, or a run failed; 2 usage, an invalid spec, or "
+     "more\n"
+     "steps than the job has.",
+     cmd_verify},
     {0},
 };

@@ -8,25 +8,26 @@
 #include <stdlib.h>
 #include <string.h>
 
-double dump_compare_values(const float *a, const float *b, size_t n, int64_t *elements_different)
+void dump_sums_add(struct dump_sums *s, const float *a, const float *b, size_t n)
 {
-    double norm = 0, apart = 0;
-    int64_t different = 0;
-
     for (size_t i = 0; i < n; i++) {
         if (memcmp(a + i, b + i, sizeof *a) != 0) {
             double d = (double)a[i] - (double)b[i];
-            apart += d * d;
-            different++;
+            s->apart += d * d;
+            s->elements_different++;
         }
-        norm += (double)a[i] * (double)a[i];
+        s->norm += (double)a[i] * (double)a[i];
     }
-    *elements_different = different;
-    if (different == 0)
+    s->elements += (int64_t)n;
+}
+
+double dump_sums_deviation(const struct dump_sums *s)
+{
+    if (s->elements_different == 0)
         return 0;
-    if (!isfinite(norm) || !isfinite(apart))
+    if (!isfinite(s->norm) || !isfinite(s->apart))
         return INFINITY;
-    return sqrt(apart) / fmax(sqrt(norm), DUMP_COMPARE_FLOOR);
+    return sqrt(s->apart) / fmax(sqrt(s->norm), DUMP_COMPARE_FLOOR);
 }
 
 static bool begins_with(const char *text, const char *prefix)
@@ -58,23 +59,39 @@ static int check_pair(const struct safetensors *fa, const struct safetensors_ent
     return 0;
 }
 
-static int compare_pair(const struct safetensors *fa, const struct safetensors_entry *a,
+/* What a comparison of two files has found so far. */
+struct comparison {
+    struct dump_sums all;
+    struct dump_deviation *out;
+};
+
+static void take_tensor(struct comparison *c, const struct dump_sums *s, const char *name)
+{
+    double deviation = dump_sums_deviation(s);
+
+    if (s->elements_different > 0 && (deviation > c->out->worst || !*c->out->where)) {
+        c->out->worst = deviation;
+        snprintf(c->out->where, sizeof c->out->where, "%s", name);
+    }
+    c->all.norm += s->norm;
+    c->all.apart += s->apart;
+    c->all.elements += s->elements;
+    c->all.elements_different += s->elements_different;
+}
+
+static int compare_pair(struct comparison *c, const struct safetensors *fa, const struct safetensors_entry *a,
                         const struct safetensors *fb, const struct safetensors_entry *b, const char *name,
-                        struct dump_deviation *out, struct err *e)
+                        struct err *e)
 {
     float *va = malloc(a->bytes ? a->bytes : 1), *vb = malloc(a->bytes ? a->bytes : 1);
-    size_t n = a->bytes / sizeof(float);
-    int rc = va && vb ? 0 : err_set(e, "no memory to compare tensor %s, twice %zu bytes", a->name, n * 4);
+    struct dump_sums s = {0};
+    int rc = va && vb ? 0
+                      : err_set(e, "no memory to compare tensor %s, twice %llu bytes", a->name,
+                                (unsigned long long)a->bytes);
 
     if (rc == 0 && safetensors_read(fa, a, va, e) == 0 && safetensors_read(fb, b, vb, e) == 0) {
-        int64_t different;
-        double deviation = dump_compare_values(va, vb, n, &different);
-        if (different > 0 && (deviation > out->worst || !*out->where)) {
-            out->worst = deviation;
-            snprintf(out->where, sizeof out->where, "%s", name);
-        }
-        out->elements += (int64_t)n;
-        out->elements_different += different;
+        dump_sums_add(&s, va, vb, a->bytes / sizeof(float));
+        take_tensor(c, &s, name);
     } else {
         rc = -1;
     }
@@ -86,6 +103,7 @@ static int compare_pair(const struct safetensors *fa, const struct safetensors_e
 static int compare_all(const struct safetensors *fa, const struct safetensors *fb, const char *prefix,
                        struct dump_deviation *out, struct err *e)
 {
+    struct comparison c = {.out = out};
     int n_compared = 0;
 
     for (int i = 0; i < safetensors_count(fa); i++) {
@@ -93,7 +111,7 @@ static int compare_all(const struct safetensors *fa, const struct safetensors *f
         if (!begins_with(a->name, prefix))
             continue;
         if (check_pair(fa, a, fb, b, e) < 0 ||
-            compare_pair(fa, a, fb, b, a->name + strlen(prefix), out, e) < 0)
+            compare_pair(&c, fa, a, fb, b, a->name + strlen(prefix), e) < 0)
             return -1;
         n_compared++;
     }
@@ -105,6 +123,9 @@ static int compare_all(const struct safetensors *fa, const struct safetensors *f
     if (n_compared == 0)
         return err_set(e, "%s and %s: no tensor's name begins with \"%s\"", safetensors_path(fa),
                        safetensors_path(fb), prefix);
+    out->overall = dump_sums_deviation(&c.all);
+    out->elements = c.all.elements;
+    out->elements_different = c.all.elements_different;
     return 0;
 }
 

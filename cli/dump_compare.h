@@ -17,12 +17,20 @@
 
 struct dump_deviation {
     double worst;                         /* the largest of all tensors; INFINITY where it is not a number */
+    double overall;                       /* of all tensors as one */
     char where[128];                      /* the tensor that is worst; "" when no bit differs */
     int64_t elements, elements_different; /* different: not the same bits */
 };
 
-/* The deviation of n values and how many of them differ in their bits. */
-double dump_compare_values(const float *a, const float *b, size_t n, int64_t *elements_different);
+/* Sums over values that were compared. */
+struct dump_sums {
+    double norm, apart; /* squares of a, and of the differences */
+    int64_t elements, elements_different;
+};
+
+/* Adds n values. */
+void dump_sums_add(struct dump_sums *s, const float *a, const float *b, size_t n);
+double dump_sums_deviation(const struct dump_sums *s);
 
 /* Compares the fp32 tensors whose names begin with `prefix` ("grad."), which both files must hold, and in the
  * same shapes; at least one. `where` leaves the prefix out. */

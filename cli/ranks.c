@@ -23,7 +23,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-enum { TERM_MS = 10000, KILL_MS = 5000, MAX_ARGS = 32, WORKER_USAGE = 2, REASON_MAX_BYTES = 64 << 20 };
+enum { TERM_MS = 5000, KILL_MS = 5000, MAX_ARGS = 32, WORKER_USAGE = 2, REASON_MAX_BYTES = 64 << 20 };
 
 char *ranks_log(const char *run_dir)
 {
@@ -109,13 +109,21 @@ static int start(const struct ranks *r, pid_t *pid, struct err *e)
     return rc;
 }
 
-static void stop(pid_t *pid)
+/* Waits for the end of mpirun without reaping it. */
+static bool has_ended(int pidfd, int timeout_ms)
 {
-    kill(-*pid, SIGTERM);
-    if (child_reap(pid, NULL, TERM_MS))
+    struct pollfd fd = {.fd = pidfd, .events = POLLIN};
+
+    return poll(&fd, 1, timeout_ms) > 0;
+}
+
+static void stop(pid_t pid, int pidfd)
+{
+    kill(-pid, SIGTERM);
+    if (has_ended(pidfd, TERM_MS))
         return;
-    kill(-*pid, SIGKILL);
-    child_reap(pid, NULL, KILL_MS);
+    kill(-pid, SIGKILL);
+    has_ended(pidfd, KILL_MS);
 }
 
 /* Why the worker says it failed; mpirun's exit status when it could not say. */
@@ -159,18 +167,21 @@ int ranks_run(const struct ranks *r, int signal_fd, struct err *e)
     int pidfd = (int)syscall(SYS_pidfd_open, pid, 0);
     if (pidfd < 0) {
         err_set_errno(e, "pidfd_open");
-        stop(&pid);
+        kill(-pid, SIGKILL);
+        child_kill_session(pid);
+        child_reap(&pid, NULL, KILL_MS);
         return -1;
     }
     struct pollfd fds[2] = {{.fd = pidfd, .events = POLLIN}, {.fd = signal_fd, .events = POLLIN}};
     bool interrupted = false;
-    while (!interrupted && !child_reap(&pid, &status, 0)) {
+    while (!interrupted && !fds[0].revents) {
         poll(fds, 2, -1);
         interrupted = ranks_signalled(signal_fd);
     }
+    if (interrupted)
+        stop(pid, pidfd);
     close(pidfd);
-    if (!interrupted)
-        return judge(r, status, e);
-    stop(&pid);
-    return err_set_kind(e, ERR_INTERRUPTED, "interrupted");
+    child_kill_session(pid);
+    child_reap(&pid, &status, KILL_MS);
+    return interrupted ? err_set_kind(e, ERR_INTERRUPTED, "interrupted") : judge(r, status, e);
 }

@@ -1,11 +1,15 @@
 /* verify - see verify.h.
  *
- * The limits of mode "default". At equal weights ranks add the same fp32 numbers in another order, and
- * nothing else is different: 1e-4 leaves room for the sums that nearly cancel. From the start the weights
- * differ by 1e-7 after one step, and then some input of a ReLU lies on the other side of zero: the gradient
- * jumps, by 1e-3 and more, and how often depends on the job. So from the start only what averages over those
- * jumps is judged, the loss and the weights; docs/operations.md has the figures. A wrong exchange between
- * ranks shows at equal weights, by 1e-2 and more.
+ * The limits of mode "default"; docs/operations.md has the figures behind them.
+ *
+ * At equal weights only the order of fp32 sums differs, and what is exact to 1e-6 may grow to some 1e-4 where
+ * a sum nearly cancels (a first convolution). A wrong exchange between ranks is off by 1e-1 there.
+ *
+ * From the start the weights differ by 1e-7 after one step. Then some input of a ReLU lies on the other side
+ * of zero, gradients jump, and two runs of a deep net part, each as right as the other. After ten steps
+ * nothing is left of the gradient's digits, nor of those of the tensors that began at zero (biases of batch
+ * norm: they are a sum of gradients). So the gradient is not judged, the weights are judged as one vector,
+ * and the limits are wide: what they find is a run that is led elsewhere, by another order of samples, say.
  */
 #include "cli/verify.h"
 #include "cli/output.h"
@@ -36,8 +40,8 @@ static const struct verify_limits bitwise_limits = {
 
 static const struct verify_limits default_limits = {
     {[VERIFY_RESUMED] = {SAME_BITS, SAME_BITS, SAME_BITS},
-     [VERIFY_SAME_WEIGHTS] = {{VERIFY_AT_MOST, 1e-6}, {VERIFY_AT_MOST, 1e-4}, {VERIFY_NOT_COMPARED, 0}},
-     [VERIFY_FROM_START] = {{VERIFY_AT_MOST, 2e-2}, {VERIFY_NOT_JUDGED, 0}, {VERIFY_AT_MOST, 1e-3}}}};
+     [VERIFY_SAME_WEIGHTS] = {{VERIFY_AT_MOST, 1e-6}, {VERIFY_AT_MOST, 1e-3}, {VERIFY_NOT_COMPARED, 0}},
+     [VERIFY_FROM_START] = {{VERIFY_AT_MOST, 2e-2}, {VERIFY_NOT_JUDGED, 0}, {VERIFY_OVERALL_AT_MOST, 2e-2}}}};
 
 /* Values of the spec by which results depend on the number of ranks, by definition. */
 static const struct {
@@ -69,9 +73,11 @@ const char *verify_ranks_text(int n, char out[32])
 void verify_limits(bool bitwise, double from_start, struct verify_limits *out)
 {
     *out = bitwise ? bitwise_limits : default_limits;
-    for (int p = 0; p < VERIFY_PARTS; p++)
-        if (from_start >= 0 && out->v[VERIFY_FROM_START][p].rule == VERIFY_AT_MOST)
-            out->v[VERIFY_FROM_START][p].at_most = from_start;
+    for (int p = 0; p < VERIFY_PARTS; p++) {
+        struct verify_limit *l = &out->v[VERIFY_FROM_START][p];
+        if (from_start >= 0 && (l->rule == VERIFY_AT_MOST || l->rule == VERIFY_OVERALL_AT_MOST))
+            l->at_most = from_start;
+    }
 }
 
 static bool part_within(const struct verify_limit *l, const struct dump_deviation *d)
@@ -79,6 +85,8 @@ static bool part_within(const struct verify_limit *l, const struct dump_deviatio
     switch (l->rule) {
     case VERIFY_AT_MOST:
         return d->worst <= l->at_most;
+    case VERIFY_OVERALL_AT_MOST:
+        return d->overall <= l->at_most;
     case VERIFY_SAME_BITS:
         return d->elements_different == 0;
     default:
@@ -130,6 +138,8 @@ static void part_cell(char out[OUTPUT_CELL], const struct verify_limit *l, const
 
     if (l->rule == VERIFY_SAME_BITS)
         snprintf(mark, sizeof mark, "%lld differ, ", (long long)d->elements_different);
+    if (l->rule == VERIFY_OVERALL_AT_MOST)
+        snprintf(mark, sizeof mark, "%.1e all, ", d->overall);
     if (l->rule == VERIFY_NOT_COMPARED)
         snprintf(out, OUTPUT_CELL, "-");
     else if (d->elements_different == 0)
@@ -168,8 +178,7 @@ static void print_limits(const struct verify *v)
     }
     const struct verify_limit(*l)[VERIFY_PARTS] = v->limits.v;
     printf("tolerance: resumed: the same bits; same weights: loss %g, gradient %g; from the start: loss %g, "
-           "weights %g,\n"
-           "the gradient is shown and not judged\n",
+           "weights %g (all as one), the gradient is not judged\n",
            l[VERIFY_SAME_WEIGHTS][VERIFY_LOSS].at_most, l[VERIFY_SAME_WEIGHTS][VERIFY_GRADIENT].at_most,
            l[VERIFY_FROM_START][VERIFY_LOSS].at_most, l[VERIFY_FROM_START][VERIFY_WEIGHTS].at_most);
 }
@@ -206,6 +215,8 @@ static void add_limits(const struct verify *v, cJSON *doc)
                 cJSON_AddNullToObject(kind, part_keys[p]);
             else if (l->rule == VERIFY_AT_MOST)
                 json_add_double(cJSON_AddObjectToObject(kind, part_keys[p]), "deviation", l->at_most);
+            else if (l->rule == VERIFY_OVERALL_AT_MOST)
+                json_add_double(cJSON_AddObjectToObject(kind, part_keys[p]), "overall", l->at_most);
             else if (l->rule == VERIFY_SAME_BITS)
                 cJSON_AddNumberToObject(cJSON_AddObjectToObject(kind, part_keys[p]), "elements_different", 0);
         }
@@ -218,6 +229,8 @@ static void add_part(cJSON *kind, enum verify_part p, const struct dump_deviatio
     long long step;
 
     json_add_double(part, "deviation", d->worst);
+    if (p != VERIFY_LOSS)
+        json_add_double(part, "overall", d->overall);
     if (p == VERIFY_LOSS && sscanf(d->where, "step %lld", &step) == 1)
         cJSON_AddNumberToObject(part, "step", (double)step);
     else if (*d->where)

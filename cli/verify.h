@@ -21,7 +21,13 @@ enum { VERIFY_MAX_WORLDS = 16 };
 
 /* What one part of one kind may differ by. */
 struct verify_limit {
-    enum { VERIFY_NOT_COMPARED, VERIFY_NOT_JUDGED, VERIFY_AT_MOST, VERIFY_SAME_BITS } rule;
+    enum {
+        VERIFY_NOT_COMPARED,
+        VERIFY_NOT_JUDGED,
+        VERIFY_AT_MOST,         /* the worst tensor */
+        VERIFY_OVERALL_AT_MOST, /* all tensors as one */
+        VERIFY_SAME_BITS,
+    } rule;
     double at_most;
 };
 

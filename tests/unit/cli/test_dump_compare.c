@@ -12,11 +12,12 @@
 
 static double deviation(const float *a, const float *b, size_t n, int64_t expect_different)
 {
-    int64_t different = -1;
-    double d = dump_compare_values(a, b, n, &different);
+    struct dump_sums s = {0};
 
-    assert_int_equal(different, expect_different);
-    return d;
+    dump_sums_add(&s, a, b, n);
+    assert_int_equal(s.elements, n);
+    assert_int_equal(s.elements_different, expect_different);
+    return dump_sums_deviation(&s);
 }
 
 static void values(void **state)
@@ -84,6 +85,7 @@ static void files(void **state)
     assert_int_equal(dump_compare(a, b, "grad.", &d, &e), 0);
     assert_string_equal(d.where, "v");
     assert_true(fabs(d.worst - 1 / sqrt(2)) < 1e-15);
+    assert_true(fabs(d.overall - sqrt(3 / (25.0 + 2 + 49))) < 1e-15);
     assert_int_equal(d.elements, 6);
     assert_int_equal(d.elements_different, 3);
     assert_int_equal(dump_compare(a, b, "param.", &d, &e), 0);
