@@ -134,18 +134,19 @@ static bool depends(const struct verify *v, int row)
 
 static void part_cell(char out[OUTPUT_CELL], const struct verify_limit *l, const struct dump_deviation *d)
 {
-    char mark[32] = "";
+    char mark[32] = "", text[256];
 
     if (l->rule == VERIFY_SAME_BITS)
         snprintf(mark, sizeof mark, "%lld differ, ", (long long)d->elements_different);
     if (l->rule == VERIFY_OVERALL_AT_MOST)
         snprintf(mark, sizeof mark, "%.1e all, ", d->overall);
     if (l->rule == VERIFY_NOT_COMPARED)
-        snprintf(out, OUTPUT_CELL, "-");
+        snprintf(text, sizeof text, "-");
     else if (d->elements_different == 0)
-        snprintf(out, OUTPUT_CELL, "same bits");
+        snprintf(text, sizeof text, "same bits");
     else
-        snprintf(out, OUTPUT_CELL, "%s%.1e %.40s", mark, d->worst, d->where);
+        snprintf(text, sizeof text, "%s%.1e %s", mark, d->worst, d->where);
+    output_text(out, OUTPUT_CELL, text); /* a long name is cut */
 }
 
 static void print_table(const struct verify *v)
