@@ -11,7 +11,6 @@
 #include "common/fsutil.h"
 #include "common/json.h"
 
-#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -58,8 +57,7 @@ static char *find_dir(struct cli *cli, int i, struct err *e)
     cJSON *job = cli_call(cli, "job.get", params, e);
     if (!job)
         return NULL;
-    const cJSON *paths = json_find(job, "paths");
-    const cJSON *dir = cJSON_IsObject(paths) ? json_find(paths, "run_dir") : NULL;
+    const cJSON *dir = json_find(json_find(job, "paths"), "run_dir");
     char *found = cJSON_IsString(dir) ? xstrdup(dir->valuestring) : NULL;
     if (!found)
         err_set(e, "job %lld: the coordinator names no run directory", (long long)id);
@@ -110,7 +108,7 @@ static bool same_loss(const void *a, const void *b)
 {
     const struct run_loss *x = a, *y = b;
 
-    return (isnan(x->loss) && isnan(y->loss)) || memcmp(&x->loss, &y->loss, sizeof x->loss) == 0;
+    return run_loss_same(x->loss, y->loss);
 }
 
 /* Receipts or losses of one run, rising by step. */

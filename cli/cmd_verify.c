@@ -294,7 +294,7 @@ static void compare_curves(const struct run_losses *a, const struct run_losses *
     for (int i = (int)from - 1; i < a->n; i++) {
         double x = a->v[i].loss, y = b->v[i].loss, d = fabs(x - y) / fmax(fabs(x), DUMP_COMPARE_FLOOR);
         out->elements++;
-        if (memcmp(&x, &y, sizeof x) == 0)
+        if (run_loss_same(x, y))
             continue;
         out->elements_different++;
         d = isfinite(x) && isfinite(y) ? d : INFINITY;

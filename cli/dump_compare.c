@@ -8,10 +8,18 @@
 #include <stdlib.h>
 #include <string.h>
 
+static uint32_t bits_of(float v)
+{
+    uint32_t bits;
+
+    memcpy(&bits, &v, sizeof bits);
+    return bits;
+}
+
 void dump_sums_add(struct dump_sums *s, const float *a, const float *b, size_t n)
 {
     for (size_t i = 0; i < n; i++) {
-        if (memcmp(a + i, b + i, sizeof *a) != 0) {
+        if (bits_of(a[i]) != bits_of(b[i])) {
             double d = (double)a[i] - (double)b[i];
             s->apart += d * d;
             s->elements_different++;
@@ -85,15 +93,14 @@ static int compare_pair(struct comparison *c, const struct safetensors *fa, cons
 {
     float *va = malloc(a->bytes ? a->bytes : 1), *vb = malloc(a->bytes ? a->bytes : 1);
     struct dump_sums s = {0};
-    int rc = va && vb ? 0
-                      : err_set(e, "no memory to compare tensor %s, twice %llu bytes", a->name,
-                                (unsigned long long)a->bytes);
+    int rc = -1;
 
-    if (rc == 0 && safetensors_read(fa, a, va, e) == 0 && safetensors_read(fb, b, vb, e) == 0) {
+    if (!va || !vb) {
+        err_set(e, "no memory to compare tensor %s, twice %llu bytes", a->name, (unsigned long long)a->bytes);
+    } else if (safetensors_read(fa, a, va, e) == 0 && safetensors_read(fb, b, vb, e) == 0) {
         dump_sums_add(&s, va, vb, a->bytes / sizeof(float));
         take_tensor(c, &s, name);
-    } else {
-        rc = -1;
+        rc = 0;
     }
     free(va);
     free(vb);

@@ -131,8 +131,7 @@ static void find_reason(const char *run_dir, int exit_status, char *out, size_t 
 {
     char *result = fs_join(run_dir, "result.json");
     cJSON *doc = fs_exists(result) ? json_read_file(result, REASON_MAX_BYTES, NULL) : NULL;
-    const cJSON *status = doc ? json_find(doc, "status") : NULL;
-    const cJSON *reason = doc ? json_find(doc, "reason") : NULL;
+    const cJSON *status = json_find(doc, "status"), *reason = json_find(doc, "reason");
 
     if (cJSON_IsString(status) && strcmp(status->valuestring, "failed") == 0 && cJSON_IsString(reason))
         output_text(out, cap, reason->valuestring);

@@ -95,6 +95,15 @@ void run_losses_free(struct run_losses *l)
     *l = (struct run_losses){0};
 }
 
+bool run_loss_same(double a, double b)
+{
+    uint64_t x, y;
+
+    memcpy(&x, &a, sizeof x);
+    memcpy(&y, &b, sizeof y);
+    return x == y || (isnan(a) && isnan(b));
+}
+
 /* --- receipts --- */
 
 static int take_receipt(const cJSON *v, const char *at, int64_t above, struct run_receipt *out, struct err *e)
@@ -134,9 +143,19 @@ static int take_receipts(const cJSON *list, struct run_receipts *out, struct err
     return 0;
 }
 
+void run_receipts_free(struct run_receipts *r)
+{
+    free(r->v);
+    free(r->source);
+    r->v = NULL;
+    r->n = 0;
+    r->source = NULL;
+}
+
 /* Takes the receipts of one document, if it is there and has some. */
 static int read_document(const char *path, struct run_receipts *out, struct err *e)
 {
+    *out = (struct run_receipts){0};
     if (!fs_exists(path))
         return 0;
     cJSON *doc = json_read_file(path, MAX_BYTES, e); /* its messages name the file */
@@ -145,11 +164,11 @@ static int read_document(const char *path, struct run_receipts *out, struct err 
     const cJSON *list = json_find(doc, "receipts");
     int rc = list ? take_receipts(list, out, e) : 0;
     cJSON_Delete(doc);
-    if (rc < 0)
-        return err_wrap(e, "%s", path);
-    if (out->n)
+    if (rc < 0 || !out->n)
+        run_receipts_free(out);
+    else
         out->source = xstrdup(path);
-    return 0;
+    return rc < 0 ? err_wrap(e, "%s", path) : 0;
 }
 
 /* RUN/checkpoints/step-…/manifest.json with the highest step; NULL when there is none. */
@@ -180,22 +199,10 @@ int run_receipts_read(const char *run_dir, struct run_receipts *out, struct err 
 {
     char *result = fs_join(run_dir, "result.json"), *manifest = newest_manifest(run_dir);
 
-    *out = (struct run_receipts){0};
     int rc = read_document(result, out, e);
-    if (rc == 0 && !out->n && manifest) {
-        run_receipts_free(out);
+    if (rc == 0 && !out->n && manifest)
         rc = read_document(manifest, out, e);
-    }
-    if (rc < 0)
-        run_receipts_free(out);
     free(result);
     free(manifest);
     return rc;
-}
-
-void run_receipts_free(struct run_receipts *r)
-{
-    free(r->v);
-    free(r->source);
-    *r = (struct run_receipts){0};
 }

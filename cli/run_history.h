@@ -7,6 +7,7 @@
 #ifndef CLI_RUN_HISTORY_H
 #define CLI_RUN_HISTORY_H
 
+#include <stdbool.h>
 #include <stdint.h>
 #include "common/err.h"
 
@@ -49,6 +50,9 @@ const char *run_receipt_text(enum run_receipt_field f);
  * (the run is being written) is passed over; of a step that is there again, the later line counts. */
 int run_losses_read(const char *run_dir, struct run_losses *out, struct err *e);
 void run_losses_free(struct run_losses *l);
+
+/* The same bits, or both not a number. */
+bool run_loss_same(double a, double b);
 
 int run_receipts_read(const char *run_dir, struct run_receipts *out, struct err *e);
 void run_receipts_free(struct run_receipts *r);

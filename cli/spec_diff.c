@@ -40,7 +40,7 @@ static char *step_down(const char *pointer, const char *key)
 
 static void walk(const char *pointer, const cJSON *a, const cJSON *b, struct spec_diff *out)
 {
-    if (!cJSON_IsObject(a) || !cJSON_IsObject(b)) {
+    if (!a || !b || !cJSON_IsObject(a) || !cJSON_IsObject(b)) {
         if (a && b && cJSON_Compare(a, b, 1))
             return;
         out->v = xrealloc(out->v, (size_t)(out->n + 1) * sizeof *out->v);

@@ -124,7 +124,7 @@ bool verify_within(const struct verify *v)
 static bool depends(const struct verify *v, int row)
 {
     const cJSON *section = json_find(v->spec, dependent[row].section);
-    const cJSON *value = section ? json_find(section, dependent[row].key) : NULL;
+    const cJSON *value = json_find(section, dependent[row].key);
 
     return cJSON_IsString(value) && strcmp(value->valuestring, dependent[row].value) == 0 &&
            (!dependent[row].only_if || cJSON_IsTrue(json_find(section, dependent[row].only_if)));
