@@ -7,6 +7,7 @@
 #include <errno.h>
 #include <signal.h>
 #include <spawn.h>
+#include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -14,7 +15,7 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { POLL_MS = 20, KILL_TRIES = 250, LOG_TAIL_BYTES = 4096 };
+enum { POLL_MS = 20, KILL_SESSION_MS = 5000, LOG_TAIL_BYTES = 4096 };
 
 int child_start(const char *program, char *const argv[], char *const env[], int in, int log, pid_t *pid,
                 struct err *e)
@@ -73,7 +74,9 @@ static bool lives_in_session(const char *pid, pid_t session)
 
 void child_kill_session(pid_t leader)
 {
-    for (int n_left = 1, tries = 0; n_left > 0 && tries < KILL_TRIES; tries++) {
+    int64_t deadline = clock_mono_ns() + KILL_SESSION_MS * INT64_C(1000000);
+
+    for (int n_left = 1; n_left > 0 && clock_mono_ns() < deadline;) {
         DIR *d = opendir("/proc");
         n_left = 0;
         for (struct dirent *ent; d && (ent = readdir(d));) {

@@ -16,8 +16,9 @@ int child_start(const char *program, char *const argv[], char *const env[], int 
 /* Waits for its end. True once it is reaped; *pid is 0 then, and *status, which may be NULL, as waitpid's. */
 bool child_reap(pid_t *pid, int *status, int timeout_ms);
 
-/* SIGKILL to every living process of the session that a child began, wherever its process group is; waits a
- * while until none is left. Call it before the child is reaped, so that its pid is nobody else's. */
+/* SIGKILL to every living process of the session that a child began, whatever its process group; waits until
+ * none is left, at most some seconds (one that waits for a disk ends later). Call it before the child is
+ * reaped, so that its pid is nobody else's. */
 void child_kill_session(pid_t leader);
 
 /* The last n lines of a log, without control characters (but newlines), cut to cap - 1 bytes; "it wrote

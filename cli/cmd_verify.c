@@ -37,7 +37,7 @@ struct session {
     int signal_fd;
 };
 
-/* --- command line --- */
+/* --- command line and jobs --- */
 
 static int add_world(struct verify *v, const char *text, long n, struct err *e)
 {
@@ -92,6 +92,53 @@ static int parse_tolerance(const char *text, bool bitwise, double *t, struct err
     return 0;
 }
 
+static void set_number(cJSON *spec, const char *section, const char *key, double value)
+{
+    cJSON *at = json_find(spec, section);
+
+    ASSERT(at); /* a resolved spec has every section */
+    cJSON_DeleteItemFromObjectCaseSensitive(at, key);
+    cJSON_AddNumberToObject(at, key, value);
+}
+
+/* The spec for that many ranks: every loss logged, and nothing done that is not compared. */
+static cJSON *make_job(const cJSON *spec, int n_ranks)
+{
+    const struct {
+        const char *section, *key;
+        double value;
+    } set[] = {
+        {"train", "log_every_steps", 1},     {"eval", "every_epochs", 0},
+        {"checkpoint", "every_steps", 0},    {"resources", "ranks", n_ranks},
+        {"resources", "min_ranks", n_ranks}, {"resources", "max_ranks", n_ranks},
+    };
+    cJSON *job = cJSON_Duplicate(spec, true);
+
+    for (size_t i = 0; i < sizeof set / sizeof *set; i++)
+        set_number(job, set[i].section, set[i].key, set[i].value);
+    return job;
+}
+
+/* Can the job run on each of the world sizes? */
+static int check_jobs(const struct verify *v, struct err *e)
+{
+    struct jobspec *parsed = xmalloc(sizeof *parsed);
+    int rc = 0;
+
+    for (int i = 0; i < v->n_worlds && rc == 0; i++) {
+        struct jobspec_errors errs;
+        char ranks[32];
+        cJSON *job = make_job(v->spec, v->worlds[i].n_ranks);
+        if (jobspec_parse(job, parsed, NULL, &errs) < 0)
+            rc = err_set_kind(e, ERR_SPEC, "with %s: %s: %s", verify_ranks_text(v->worlds[i].n_ranks, ranks),
+                              errs.v[0].pointer, errs.v[0].message);
+        jobspec_errors_free(&errs);
+        cJSON_Delete(job);
+    }
+    free(parsed);
+    return rc;
+}
+
 static int prepare(const struct cli *cli, const struct spec_arg *arg, struct verify *v, struct err *e)
 {
     const cJSON *mode = json_find(json_find(arg->resolved, "train"), "determinism");
@@ -104,7 +151,7 @@ static int prepare(const struct cli *cli, const struct spec_arg *arg, struct ver
         parse_tolerance(cli->opts.tolerance, v->bitwise, &tolerance, e) < 0)
         return -1;
     verify_limits(v->bitwise, tolerance, &v->limits);
-    return 0;
+    return check_jobs(v, e);
 }
 
 /* --- run directories --- */
@@ -142,33 +189,12 @@ static char *make_scratch(const char *keep, struct err *e)
     return NULL;
 }
 
-static void set_number(cJSON *spec, const char *section, const char *key, double value)
-{
-    cJSON *at = json_find(spec, section);
-
-    ASSERT(at); /* a resolved spec has every section */
-    cJSON_DeleteItemFromObjectCaseSensitive(at, key);
-    cJSON_AddNumberToObject(at, key, value);
-}
-
-/* The spec for that many ranks: every loss logged, and nothing done that is not compared. */
 static int write_job(const cJSON *spec, int n_ranks, const char *run_dir, struct err *e)
 {
-    const struct {
-        const char *section, *key;
-        double value;
-    } set[] = {
-        {"train", "log_every_steps", 1},     {"eval", "every_epochs", 0},
-        {"checkpoint", "every_steps", 0},    {"resources", "ranks", n_ranks},
-        {"resources", "min_ranks", n_ranks}, {"resources", "max_ranks", n_ranks},
-    };
-    cJSON *job = cJSON_Duplicate(spec, true);
-    char *path = fs_join(run_dir, "job.json");
-
-    for (size_t i = 0; i < sizeof set / sizeof *set; i++)
-        set_number(job, set[i].section, set[i].key, set[i].value);
-    char *text = json_text_pretty(job);
+    cJSON *job = make_job(spec, n_ranks);
+    char *path = fs_join(run_dir, "job.json"), *text = json_text_pretty(job);
     int rc = fs_atomic_replace(path, text, strlen(text), e);
+
     free(text);
     free(path);
     cJSON_Delete(job);

@@ -161,6 +161,7 @@ def test_a_run_that_fails(tmp_path, scratch):
     (["--ranks", "1,2000"], "from 1 to 1024"),
     (["--ranks", "1,99999999999999999999"], "from 1 to 1024"),
     (["--ranks", ",".join(map(str, range(1, 18)))], "at most 16 world sizes"),
+    (["--ranks", "1,25"], "with 25 ranks: /resources/ranks: 25 found, more ranks than rows in a batch"),
     (["--steps", "0"], "--steps: '0' found"),
     (["--tolerance", "x"], "--tolerance: 'x' found"),
     (["--tolerance", "-1"], "--tolerance: '-1' found"),
