@@ -77,6 +77,12 @@ def test_agreement(tmp_path, scratch):
         deviation(curves["last-1"][STEPS], curves["last-2"][STEPS]), abs=1e-15)
     assert all(one["resumed"][p]["elements_different"] == 0 for p in ("loss", "gradient", "weights"))
     assert one["resumed"]["weights"]["tensor"] is None
+
+    # The other command on the same runs, receipts included where the worker writes them.
+    assert bfctl("diff", kept / "start-1", kept / "last-1").returncode == 0
+    apart = bfctl("diff", kept / "start-1", kept / "start-2")
+    assert apart.returncode == 1 and "/resources/ranks: 1 and 2" in apart.stdout
+    assert "first difference: step" in apart.stdout
     assert not left_behind(scratch)
 
 
