@@ -40,6 +40,10 @@ struct cli_options {
     bool plot;              /* metrics */
     bool cancel;            /* shutdown */
     char *state_dir;        /* run */
+    char *ranks;            /* verify; "1,2,4" */
+    int64_t steps;          /* verify */
+    char *tolerance;        /* verify; a number */
+    char *keep;             /* verify */
 };
 
 struct cli {
@@ -64,6 +68,8 @@ extern const struct cli_command cmd_job_commands[];
 extern const struct cli_command cmd_data_commands[];
 extern const struct cli_command cmd_daemon_commands[];
 extern const struct cli_command cmd_run_commands[];
+extern const struct cli_command cmd_verify_commands[];
+extern const struct cli_command cmd_diff_commands[];
 
 /* Options that several files use. */
 #define CLI_OPTION_SET                                                                                       \

@@ -32,13 +32,13 @@ enum { N_GLOBAL = sizeof global_rows / sizeof *global_rows };
 
 /* Commands of the documented interface that come with a later version: refused by name. */
 static const struct cli_command later_commands[] = {
-    {.name = "top"},      {.name = "pause"},  {.name = "resume"}, {.name = "requeue"},
-    {.name = "node"},     {.name = "verify"}, {.name = "diff"},   {.name = "eval"},
-    {.name = "estimate"}, {.name = "export"}, {.name = "report"}, {0},
+    {.name = "top"},  {.name = "pause"},    {.name = "resume"}, {.name = "requeue"}, {.name = "node"},
+    {.name = "eval"}, {.name = "estimate"}, {.name = "export"}, {.name = "report"},  {0},
 };
 
 static const struct cli_command *const tables[] = {
-    cmd_run_commands, cmd_job_commands, cmd_data_commands, cmd_daemon_commands, later_commands,
+    cmd_run_commands,    cmd_job_commands,  cmd_data_commands, cmd_daemon_commands,
+    cmd_verify_commands, cmd_diff_commands, later_commands,
 };
 
 enum { N_TABLES = sizeof tables / sizeof *tables, MAX_COMMANDS = 64 };
@@ -236,7 +236,7 @@ static void print_error(const struct cli *cli, const struct err *e)
 
 int main(int argc, char **argv)
 {
-    struct cli cli = {.opts = {.tail = -1, .since_step = -1}};
+    struct cli cli = {.opts = {.tail = -1, .since_step = -1, .steps = 10}};
     struct err e = ERR_INIT;
     int rc = dispatch(&cli, argc, argv, &e);
 

@@ -2,14 +2,13 @@
  *
  * The lifeline is a pipe: its read end is the daemon's stdin, its write end is ours alone (close-on-exec).
  * However we die, the kernel closes it, and the daemon then stops its job and exits; so nothing is left
- * behind even by a SIGKILL. The daemon has a session of its own, so that Ctrl-C reaches us only and the job
- * ends in order.
+ * behind even by a SIGKILL.
  *
  * A socket's path holds about 107 bytes. Where the state directory is deeper, the socket alone moves to a
  * fresh directory under /tmp that only we may enter.
  */
 #include "cli/private_daemon.h"
-#include "cli/output.h"
+#include "cli/child.h"
 #include "common/clock.h"
 #include "common/fsutil.h"
 #include "proto/client.h"
@@ -18,16 +17,14 @@
 #include <fcntl.h>
 #include <limits.h>
 #include <signal.h>
-#include <spawn.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/un.h>
-#include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
 
-enum { START_MS = 20000, STOP_MS = 60000, KILL_MS = 5000, POLL_MS = 20, LOG_TAIL_BYTES = 4096 };
+enum { START_MS = 20000, STOP_MS = 60000, KILL_MS = 5000, POLL_MS = 20 };
 
 struct private_daemon {
     pid_t pid;
@@ -67,29 +64,6 @@ static int choose_address(struct private_daemon *d, const char *state_dir, struc
     return 0;
 }
 
-/* Starts the program with `in` as stdin and `log` as stdout and stderr, in its own session, no signal
- * blocked. */
-static int spawn(const char *program, char *const argv[], int in, int log, pid_t *pid, struct err *e)
-{
-    posix_spawn_file_actions_t files;
-    posix_spawnattr_t attr;
-    sigset_t none;
-
-    sigemptyset(&none);
-    posix_spawn_file_actions_init(&files);
-    posix_spawnattr_init(&attr);
-    posix_spawn_file_actions_adddup2(&files, in, STDIN_FILENO);
-    posix_spawn_file_actions_adddup2(&files, log, STDOUT_FILENO);
-    posix_spawn_file_actions_adddup2(&files, log, STDERR_FILENO);
-    posix_spawnattr_setsigmask(&attr, &none);
-    posix_spawnattr_setflags(&attr, POSIX_SPAWN_SETSID | POSIX_SPAWN_SETSIGMASK);
-    int rc = posix_spawn(pid, program, &files, &attr, argv, environ);
-    posix_spawnattr_destroy(&attr);
-    posix_spawn_file_actions_destroy(&files);
-    errno = rc;
-    return rc ? err_set_errno(e, "starting %s", program) : 0;
-}
-
 static int start_process(struct private_daemon *d, const char *state_dir, int slots, struct err *e)
 {
     char *dir = fs_self_dir(), *program = fs_join(dir, "batchformerd"), slots_text[16];
@@ -113,7 +87,7 @@ static int start_process(struct private_daemon *d, const char *state_dir, int sl
     }
     const char *const argv[] = {program,   "--state-dir", state_dir,    "--listen", listen,
                                 "--slots", slots_text,    "--lifeline", NULL};
-    rc = spawn(program, (char *const *)(uintptr_t)argv, lifeline[0], log, &d->pid, e);
+    rc = child_start(program, (char *const *)(uintptr_t)argv, environ, lifeline[0], log, &d->pid, e);
     if (rc == 0) {
         d->lifeline = lifeline[1];
         lifeline[1] = -1;
@@ -137,43 +111,6 @@ static void sleep_ms(int ms)
     nanosleep(&t, NULL);
 }
 
-/* Waits for its end; true once it is reaped. */
-static bool reap(struct private_daemon *d, int timeout_ms)
-{
-    int64_t deadline = clock_mono_ns() + (int64_t)timeout_ms * 1000000;
-
-    while (d->pid > 0) {
-        if (waitpid(d->pid, NULL, WNOHANG) != 0) {
-            d->pid = 0;
-            break;
-        }
-        if (clock_mono_ns() >= deadline)
-            return false;
-        sleep_ms(POLL_MS);
-    }
-    return true;
-}
-
-/* The last line of the log, for the message. */
-static void last_line(const char *path, char *out, size_t cap)
-{
-    char tail[LOG_TAIL_BYTES + 1];
-    FILE *f = fopen(path, "r");
-    size_t n = 0;
-
-    if (f) {
-        if (fseek(f, -LOG_TAIL_BYTES, SEEK_END) < 0)
-            rewind(f);
-        n = fread(tail, 1, LOG_TAIL_BYTES, f);
-        fclose(f);
-    }
-    while (n && tail[n - 1] == '\n')
-        n--;
-    tail[n] = 0;
-    char *line = strrchr(tail, '\n');
-    output_text(out, cap, line ? line + 1 : n ? tail : "it wrote nothing");
-}
-
 static int wait_until_it_answers(struct private_daemon *d, struct err *e)
 {
     int64_t deadline = clock_mono_ns() + (int64_t)START_MS * 1000000;
@@ -188,8 +125,8 @@ static int wait_until_it_answers(struct private_daemon *d, struct err *e)
             cJSON_Delete(info);
             return info ? 0 : err_wrap(e, "the private coordinator does not answer");
         }
-        if (reap(d, 0)) {
-            last_line(d->log, line, sizeof line);
+        if (child_reap(&d->pid, NULL, 0)) {
+            child_last_lines(d->log, 1, line, sizeof line);
             return err_set(e, "the private coordinator did not start: %s (log: %s)", line, d->log);
         }
         if (clock_mono_ns() >= deadline)
@@ -239,11 +176,11 @@ void private_daemon_stop(struct private_daemon *d, bool wait)
         return;
     close(d->lifeline);
     d->lifeline = -1;
-    if (wait && !reap(d, STOP_MS)) {
+    if (wait && !child_reap(&d->pid, NULL, STOP_MS)) {
         kill(d->pid, SIGTERM);
-        if (!reap(d, KILL_MS)) {
+        if (!child_reap(&d->pid, NULL, KILL_MS)) {
             kill(d->pid, SIGKILL);
-            reap(d, KILL_MS);
+            child_reap(&d->pid, NULL, KILL_MS);
         }
     }
     free_daemon(d);

@@ -165,6 +165,66 @@ int fs_remove_tree(const char *path, struct err *e)
     return rc;
 }
 
+static int copy_bytes(int in, int out, const char *from, struct err *e)
+{
+    for (;;) {
+        char chunk[65536];
+        ssize_t n = read(in, chunk, sizeof chunk);
+        if (n < 0)
+            return err_set_errno(e, "reading %s", from);
+        if (n == 0)
+            return 0;
+        if (fs_write_all(out, chunk, (size_t)n, e) < 0)
+            return -1;
+    }
+}
+
+static int copy_file(const char *from, const char *to, mode_t mode, struct err *e)
+{
+    int in = open(from, O_RDONLY | O_CLOEXEC), out, rc;
+
+    if (in < 0)
+        return err_set_errno(e, "%s", from);
+    out = open(to, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, mode & 0777);
+    if (out < 0) {
+        rc = err_set_errno(e, "%s", to);
+    } else {
+        rc = copy_bytes(in, out, from, e) < 0 ? err_wrap(e, "copying to %s", to) : 0;
+        if (close(out) < 0 && rc == 0)
+            rc = err_set_errno(e, "writing %s", to);
+    }
+    close(in);
+    return rc;
+}
+
+int fs_copy_tree(const char *from, const char *to, struct err *e)
+{
+    struct stat st;
+
+    if (lstat(from, &st) < 0)
+        return err_set_errno(e, "%s", from);
+    if (S_ISREG(st.st_mode))
+        return copy_file(from, to, st.st_mode, e);
+    if (!S_ISDIR(st.st_mode))
+        return err_set(e, "%s is neither a file nor a directory: not copied", from);
+    if (mkdir(to, 0777) < 0)
+        return err_set_errno(e, "creating directory %s", to);
+    DIR *d = opendir(from);
+    if (!d)
+        return err_set_errno(e, "%s", from);
+    int rc = 0;
+    for (struct dirent *ent; rc == 0 && (ent = readdir(d));) {
+        if (strcmp(ent->d_name, ".") == 0 || strcmp(ent->d_name, "..") == 0)
+            continue;
+        char *a = fs_join(from, ent->d_name), *b = fs_join(to, ent->d_name);
+        rc = fs_copy_tree(a, b, e);
+        free(a);
+        free(b);
+    }
+    closedir(d);
+    return rc;
+}
+
 char *fs_self_dir(void)
 {
     char path[PATH_MAX];

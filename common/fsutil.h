@@ -28,6 +28,9 @@ int fs_write_all(int fd, const void *data, size_t n, struct err *e);
 /* rm -r, not following links; a path that does not exist is fine. */
 int fs_remove_tree(const char *path, struct err *e);
 
+/* cp -r of directories and regular files; `to` must not exist. On failure parts of it may be there. */
+int fs_copy_tree(const char *from, const char *to, struct err *e);
+
 bool fs_exists(const char *path);
 
 /* "a/b", malloc'ed. */

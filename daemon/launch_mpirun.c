@@ -11,6 +11,7 @@
  * The token goes by environment only: arguments can be read by every user of the machine.
  */
 #include "common/fsutil.h"
+#include "common/mpirun.h"
 #include "daemon/launch.h"
 #include "daemon/proc.h"
 #include "daemon/run_dir.h"
@@ -153,24 +154,9 @@ static void on_child_exit(uv_process_t *p, int64_t status, int signal)
 
 /* --- command line and environment --- */
 
-static char *find_in_path(const char *name)
-{
-    const char *path = getenv("PATH");
-
-    for (const char *p = path ? path : "/usr/bin:/bin"; *p;) {
-        size_t n = strcspn(p, ":");
-        char *full = xasprintf("%.*s/%s", (int)n, p, name);
-        if (n && access(full, X_OK) == 0)
-            return full;
-        free(full);
-        p += n + (p[n] == ':');
-    }
-    return NULL;
-}
-
 static char *find_mpirun(const struct launch_mpirun *l, struct err *e)
 {
-    char *path = l->cfg.mpirun ? xstrdup(l->cfg.mpirun) : find_in_path("mpirun");
+    char *path = l->cfg.mpirun ? xstrdup(l->cfg.mpirun) : mpirun_find();
 
     if (!path) {
         err_set(e, "mpirun was not found in $PATH: install Open MPI, or name it with --mpirun");
@@ -182,58 +168,18 @@ static char *find_mpirun(const struct launch_mpirun *l, struct err *e)
     return path;
 }
 
-/* Variables by which an outer MPI or Slurm step would make our mpirun believe that it is part of it. */
-static bool is_foreign(const char *var)
-{
-    static const char *const prefixes[] = {"OMPI_COMM_", "OMPI_UNIVERSE_", "OMPI_FILE_",   "ORTE_", "PMIX_",
-                                           "PMI_",       "OMPI_MCA_orte_", "OMPI_MCA_ess", "SLURM_"};
-
-    for (size_t i = 0; i < sizeof prefixes / sizeof *prefixes; i++)
-        if (strncmp(var, prefixes[i], strlen(prefixes[i])) == 0)
-            return true;
-    return false;
-}
-
-static bool same_name(const char *var, const char *assignment)
-{
-    size_t n = strcspn(assignment, "=") + 1;
-
-    return strncmp(var, assignment, n) == 0;
-}
-
 static char **make_env(const struct launch_mpirun *l, const struct launch_request *rq)
 {
-    char *ours[8];
-    size_t n_ours = 0, n_env = 0, n = 0;
+    enum { N_OURS = 4 };
+    char *ours[N_OURS] = {xasprintf("%s=%s", PROGRESS_ENV_ADDRESS, l->cfg.address),
+                          xasprintf("%s=%lld", PROGRESS_ENV_JOB, (long long)rq->job),
+                          xasprintf("%s=%lld", PROGRESS_ENV_ATTEMPT, (long long)rq->attempt),
+                          xasprintf("%s=%s", PROGRESS_ENV_TOKEN, rq->token)};
+    char **env = mpirun_env((const char *const *)ours, N_OURS);
 
-    ours[n_ours++] = xasprintf("%s=%s", PROGRESS_ENV_ADDRESS, l->cfg.address);
-    ours[n_ours++] = xasprintf("%s=%lld", PROGRESS_ENV_JOB, (long long)rq->job);
-    ours[n_ours++] = xasprintf("%s=%lld", PROGRESS_ENV_ATTEMPT, (long long)rq->attempt);
-    ours[n_ours++] = xasprintf("%s=%s", PROGRESS_ENV_TOKEN, rq->token);
-    ours[n_ours++] = xstrdup("OMP_WAIT_POLICY=passive");
-    if (getuid() == 0) {
-        ours[n_ours++] = xstrdup("OMPI_ALLOW_RUN_AS_ROOT=1");
-        ours[n_ours++] = xstrdup("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1");
-    }
-    while (environ[n_env])
-        n_env++;
-    char **env = xcalloc(n_env + n_ours + 1, sizeof *env);
-    for (size_t i = 0; i < n_env; i++) {
-        bool replaced = is_foreign(environ[i]);
-        for (size_t k = 0; k < n_ours && !replaced; k++)
-            replaced = same_name(environ[i], ours[k]);
-        if (!replaced)
-            env[n++] = xstrdup(environ[i]);
-    }
-    memcpy(env + n, ours, n_ours * sizeof *ours);
+    for (int i = 0; i < N_OURS; i++)
+        free(ours[i]);
     return env;
-}
-
-static void free_list(char **v)
-{
-    for (char **p = v; p && *p; p++)
-        free(*p);
-    free(v);
 }
 
 static char **make_args(const struct launch_mpirun *l, const char *mpirun, const struct launch_request *rq)
@@ -292,8 +238,8 @@ static int spawn(struct child *c, const struct launch_request *rq, const char *m
     add_handle(c, (uv_handle_t *)&c->child);
     c->has_child = true;
     int rc = uv_spawn(l->cfg.loop, &c->child, &o);
-    free_list(args);
-    free_list(env);
+    mpirun_free(args);
+    mpirun_free(env);
     return rc;
 }
 

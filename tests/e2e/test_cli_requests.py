@@ -56,8 +56,7 @@ def test_usage_errors(args, part):
     assert run.stdout == ""
 
 
-@pytest.mark.parametrize("command", ["top", "pause", "resume", "requeue", "node", "verify", "diff", "eval", "estimate",
-                                     "export", "report"])
+@pytest.mark.parametrize("command", ["top", "pause", "resume", "requeue", "node", "eval", "estimate", "export", "report"])
 def test_commands_of_later_versions_are_refused(command):
     run = bfctl(command, "1")
     assert run.returncode == 2
@@ -65,7 +64,8 @@ def test_commands_of_later_versions_are_refused(command):
 
 
 @pytest.mark.parametrize("command", ["run", "submit", "list", "show", "watch", "logs", "metrics", "cancel", "validate",
-                                     "info", "shutdown", "drain", "checkpoint", "explain", "nodes"])
+                                     "info", "shutdown", "drain", "checkpoint", "explain", "nodes", "verify",
+                                     "diff"])
 def test_every_command_has_help(command):
     run = bfctl(command, "--help")
     assert run.returncode == 0

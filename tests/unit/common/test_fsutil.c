@@ -72,6 +72,37 @@ static void test_big_file(void **state)
     free(dir);
 }
 
+static void test_copy_tree(void **state)
+{
+    (void)state;
+    struct err e = ERR_INIT;
+    char *dir = temp_dir(), *from = fs_join(dir, "from"), *deep = fs_join(dir, "from/a/b"), *text;
+    char *file = fs_join(deep, "f"), *to = fs_join(dir, "to"), *copy = fs_join(dir, "to/a/b/f");
+    char *link = fs_join(dir, "from/link"), *other = fs_join(dir, "other");
+    size_t len;
+
+    assert_int_equal(fs_mkdir_p(deep, &e), 0);
+    assert_int_equal(fs_atomic_replace(file, "one\0two", 7, &e), 0);
+    assert_int_equal(fs_copy_tree(from, to, &e), 0);
+    assert_int_equal(fs_read_file(copy, 100, &text, &len, &e), 0);
+    assert_int_equal(len, 7);
+    assert_memory_equal(text, "one\0two", 7);
+    free(text);
+    assert_int_equal(fs_atomic_replace(copy, "changed", 7, &e), 0); /* a file of its own */
+    assert_int_equal(fs_read_file(file, 100, &text, &len, &e), 0);
+    assert_memory_equal(text, "one\0two", 7);
+    free(text);
+    assert_int_equal(fs_copy_tree(from, to, &e), -1);
+    assert_non_null(strstr(e.msg, to));
+    assert_int_equal(symlink("/etc/passwd", link), 0);
+    assert_int_equal(fs_copy_tree(from, other, &e), -1);
+    assert_non_null(strstr(e.msg, link));
+    assert_int_equal(fs_remove_tree(dir, &e), 0);
+    char *const all[] = {dir, from, deep, file, to, copy, link, other};
+    for (size_t i = 0; i < sizeof all / sizeof *all; i++)
+        free(all[i]);
+}
+
 /* A known answer: XXH3-128 of nothing, seed 0. */
 static void test_hash_known(void **state)
 {
@@ -108,6 +139,7 @@ int main(void)
     static const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_replace_and_read),
         cmocka_unit_test(test_big_file),
+        cmocka_unit_test(test_copy_tree),
         cmocka_unit_test(test_hash_known),
         cmocka_unit_test(test_fault),
     };
