@@ -34,6 +34,7 @@ struct diff {
     struct side side[2];
     struct spec_diff spec;
     struct found receipts, losses;
+    bool order_left_out; /* the two running hashes of what was fed do not begin at one step */
 };
 
 /* --- reading --- */
@@ -175,6 +176,10 @@ static int compare(struct diff *d, struct err *e)
     const struct side *a = d->side, *b = d->side + 1;
 
     spec_diff(a->spec, b->spec, &d->spec);
+    d->order_left_out = a->receipts.n && b->receipts.n && a->receipts.order_from != b->receipts.order_from;
+    for (int i = 0; d->order_left_out && i < 2; i++)
+        for (int k = 0; k < d->side[i].receipts.n; k++)
+            d->side[i].receipts.v[k].v[RECEIPT_ORDER][0] = 0;
     d->receipts =
         compare_series((struct series){a->receipts.v, a->receipts.n},
                        (struct series){b->receipts.v, b->receipts.n}, sizeof *a->receipts.v, same_receipt);
@@ -308,6 +313,30 @@ static void print_different(const struct diff *d)
     printf("\n");
 }
 
+static bool is_bitwise(const struct side *s)
+{
+    const cJSON *v = json_find(json_find(s->spec, "train"), "determinism");
+
+    return cJSON_IsString(v) && strcmp(v->valuestring, "bitwise") == 0;
+}
+
+/* What a reader must know to judge a difference. */
+static void print_remarks(const struct diff *d)
+{
+    const struct run_receipts *a = &d->side[0].receipts, *b = &d->side[1].receipts;
+
+    if (d->order_left_out)
+        printf(
+            "data order is not compared: its record begins after step %lld in %s and after step %lld in %s\n",
+            (long long)a->order_from, d->side[0].dir, (long long)b->order_from, d->side[1].dir);
+    if (!is_same(d) && a->world_size && b->world_size && a->world_size != b->world_size &&
+        !(is_bitwise(&d->side[0]) && is_bitwise(&d->side[1])))
+        printf("%d and %d ranks round differently unless train.determinism is \"bitwise\": bfctl verify "
+               "tells whether "
+               "more than rounding differs\n",
+               a->world_size, b->world_size);
+}
+
 static void print_text(const struct diff *d)
 {
     int64_t a = last_step(d->side), b = last_step(d->side + 1);
@@ -317,6 +346,7 @@ static void print_text(const struct diff *d)
         print_same(d);
     else
         print_different(d);
+    print_remarks(d);
     if (a != b)
         printf("%s has steps up to %lld, %s up to %lld: nothing is said of what only one of them has\n",
                d->side[0].dir, (long long)a, d->side[1].dir, (long long)b);
@@ -425,6 +455,7 @@ static void print_json(const struct diff *d)
     add_receipts(doc, d);
     add_losses(doc, d);
     add_first(doc, d);
+    cJSON_AddBoolToObject(doc, "order_compared", !d->order_left_out);
     cJSON_AddBoolToObject(doc, "same", is_same(d));
     output_json(doc);
     cJSON_Delete(doc);

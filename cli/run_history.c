@@ -161,8 +161,11 @@ static int read_document(const char *path, struct run_receipts *out, struct err 
     cJSON *doc = json_read_file(path, MAX_BYTES, e); /* its messages name the file */
     if (!doc)
         return -1;
-    const cJSON *list = json_find(doc, "receipts");
+    const cJSON *list = json_find(doc, "receipts"), *ranks = json_find(doc, "world_size");
     int rc = list ? take_receipts(list, out, e) : 0;
+    if (rc == 0 && json_find(doc, "order_from"))
+        rc = json_get_int(doc, "", "order_from", 0, INT64_C(1) << 53, &out->order_from, e);
+    out->world_size = cJSON_IsNumber(ranks) ? ranks->valueint : 0;
     cJSON_Delete(doc);
     if (rc < 0 || !out->n)
         run_receipts_free(out);

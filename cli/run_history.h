@@ -39,7 +39,9 @@ struct run_receipt {
 struct run_receipts {
     struct run_receipt *v;
     int n;
-    char *source; /* the file that they are from; NULL: there are none */
+    int64_t order_from; /* the running hash of what was fed begins after this step; 0: from the start */
+    int world_size;     /* ranks of the run when it wrote them; 0: not said */
+    char *source;       /* the file that they are from; NULL: there are none */
 };
 
 /* The member of a receipt, and what people call it. */

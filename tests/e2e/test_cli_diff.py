@@ -212,3 +212,27 @@ def test_a_job_id_is_asked_of_the_coordinator(tmp_path):
         run = bfctl("diff", a, "8", address=coordinator.address)
         assert run.returncode == 1 and "no such job" in run.stderr
     assert bfctl("diff", a, "7", address=coordinator.address).returncode == 3
+
+
+def test_order_that_begins_elsewhere_is_left_out(tmp_path):
+    """A run that went on from a checkpoint without receipts has another running hash of the same data."""
+    a = write_run(tmp_path / "a", receipts_to(64))
+    b = write_run(tmp_path / "b", [receipt(64, order="f" * 32)])
+    path = b / "result.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "order_from": 40}))
+    text, doc = diff(a, b, 0)
+    assert f"data order is not compared: its record begins after step 0 in {a} and after step 40 in {b}" in text
+    assert doc["order_compared"] is False
+
+
+@pytest.mark.parametrize("determinism, said", [("default", True), ("bitwise", False)])
+def test_rounding_of_other_world_sizes_is_explained(tmp_path, determinism, said):
+    sides = []
+    for name, ranks, changes in (("a", 1, {}), ("b", 3, {"s64": {"weights": "0" * 32}})):
+        side = write_run(tmp_path / name, receipts_to(64, **changes),
+                         spec={**SPEC, "train": {"epochs": 3, "determinism": determinism}})
+        path = side / "result.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), "world_size": ranks}))
+        sides.append(side)
+    text, _ = diff(*sides, 1)
+    assert ("1 and 3 ranks round differently" in text) is said
