@@ -91,6 +91,7 @@ struct flat_ops {
 
 struct backend_ops {
     const char *name;             /* "cpu" */
+    bool bf16;                    /* its kernels take bf16 activations */
     const struct kernel *kernels; /* [OP_COUNT]; OP_INPUT, OP_PARAM and the collectives have no row here */
     const struct flat_ops *flat;
     /* At least bytes, aligned to TENSOR_ALIGN_BYTES, not initialised. */
@@ -102,6 +103,10 @@ struct backend_ops {
     /* Inside the device: dst = src, dst += src (n elements), and, for debug builds, dst = NaN. */
     int (*copy)(struct backend *be, void *dst, const void *src, size_t bytes, struct err *e);
     int (*accumulate)(struct backend *be, void *dst, const void *src, size_t n, enum dtype t, struct err *e);
+    /* dst (n elements of type t) = src, or += src; where gradients of many ranks, summed in f32, become a
+     * gradient of another type. NULL where bf16 is false. */
+    int (*from_f32)(struct backend *be, void *dst, enum dtype t, const float *src, size_t n, bool add,
+                    struct err *e);
     void (*poison)(struct backend *be, void *dst, size_t bytes);
     /* Before each step, where kernels cannot read *step on the host; NULL: they can. */
     int (*set_step)(struct backend *be, const struct step_ctx *step, struct err *e);

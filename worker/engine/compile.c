@@ -35,6 +35,9 @@ static int pick_kernels(struct compiler *c, struct err *e)
         if (!k->forward)
             return err_set(e, "%s: backend %s has no kernel for operator %s", n->name,
                            c->p->cfg.backend->ops->name, op_table[n->op].name);
+        if (n->dtype == DTYPE_BF16 && !c->p->cfg.backend->ops->bf16)
+            return err_set(e, "%s: backend %s does not compute in bf16", n->name,
+                           c->p->cfg.backend->ops->name);
         c->p->steps[i].kernel = k;
     }
     return 0;
@@ -109,6 +112,11 @@ size_t compile_node_bytes(const struct node *n)
     return (size_t)shape_count(n->shape) * dtype_bytes(n->dtype);
 }
 
+size_t compile_grad_bytes(const struct node *n)
+{
+    return (size_t)shape_count(n->shape) * dtype_bytes(n->grad_dtype);
+}
+
 static bool is_output(const struct compiler *c, const struct node *n)
 {
     for (int i = 0; i < c->p->cfg.n_outputs; i++)
@@ -123,7 +131,7 @@ static void set_lives_of(struct compiler *c, int i, int end)
     const struct step *s = &c->p->steps[i];
     struct plan_item *it = &c->items[i * ITEM_KINDS];
     size_t value = c->spread ? shards_value_bytes(c, i) : compile_node_bytes(n);
-    size_t grad = c->spread ? shards_grad_bytes(c, i) : compile_node_bytes(n);
+    size_t grad = c->spread ? shards_grad_bytes(c, i) : compile_grad_bytes(n);
 
     if (n->op == OP_PARAM)
         return;

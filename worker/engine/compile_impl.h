@@ -24,8 +24,9 @@ enum { ITEM_VALUE, ITEM_GRAD, ITEM_AUX, ITEM_KINDS };
 
 bool compile_is_leaf(const struct node *n);
 
-/* Bytes of one copy of the node's value. */
+/* Bytes of one copy of the node's value, and of its gradient. */
 size_t compile_node_bytes(const struct node *n);
+size_t compile_grad_bytes(const struct node *n);
 
 /* Where an item lies; NULL when it is not there. */
 void *compile_item(const struct compiler *c, int id, int kind);

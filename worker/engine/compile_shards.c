@@ -142,6 +142,9 @@ int shards_begin(struct compiler *c, struct err *e)
     struct program *p = c->p;
     const struct row_split *r = &c->g->rows;
 
+    for (int i = 0; i < c->n; i++)
+        if (c->g->nodes[i]->dtype == DTYPE_BF16)
+            return err_set(e, "%s is bf16: the bitwise mode computes in f32", c->g->nodes[i]->name);
     ASSERT(r->n_shards <= SHARDS_MAX && r->n_shards <= r->total && r->n_shards >= r->size);
     p->sharded = xcalloc(1, sizeof *p->sharded);
     p->sharded->sum = tree_sum_create(p->cfg.comm, p->cfg.backend, r->n_shards);

@@ -47,6 +47,7 @@ static int check_and_infer(const struct graph *g, struct node *n, struct err *e)
         return -1;
     if (n->op == OP_ALL_GATHER && infer_gathered_rows(g, n, e) < 0)
         return -1;
+    n->grad_dtype = n->op == OP_ALL_GATHER ? DTYPE_F32 : n->dtype;
     n->needs_grad = g->training && n->op == OP_PARAM && n->param->kind == PARAM_WEIGHT;
     for (int i = 0; i < n->n_inputs; i++)
         if ((def->grad_inputs >> i & 1) && n->in[i]->needs_grad)

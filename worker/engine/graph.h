@@ -30,6 +30,7 @@ struct node {
     union op_attr attr;
     struct shape shape;
     enum dtype dtype;
+    enum dtype grad_dtype; /* of the gradient: as dtype, but f32 where many ranks' parts are summed */
     unsigned bwd_reads;
     bool needs_grad;     /* training graph, and a trainable parameter lies upstream (or is it) */
     struct param *param; /* OP_PARAM */

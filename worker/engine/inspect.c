@@ -4,6 +4,7 @@
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 #include "worker/engine/program_impl.h"
 
 enum { TIME_PARAMS = -2, TIME_INPUTS = -1 };
@@ -14,11 +15,23 @@ struct inspection {
     char *host; /* room for the largest tensor */
 };
 
+static double element(const void *v, int64_t i, enum dtype t)
+{
+    if (t == DTYPE_F64)
+        return ((const double *)v)[i];
+    if (t == DTYPE_F32)
+        return ((const float *)v)[i];
+    uint32_t bits = (uint32_t)((const uint16_t *)v)[i] << 16; /* bf16 is the upper half of an f32 */
+    float f;
+    memcpy(&f, &bits, sizeof f);
+    return f;
+}
+
 /* First element that is not finite, or -1. */
 static int64_t first_bad(const void *v, int64_t count, enum dtype t, double *value)
 {
     for (int64_t i = 0; i < count; i++) {
-        *value = t == DTYPE_F64 ? ((const double *)v)[i] : (double)((const float *)v)[i];
+        *value = element(v, i, t);
         if (!isfinite(*value))
             return i;
     }
@@ -80,7 +93,7 @@ static int look_at_grads(struct inspection *in, const struct program *p, int i, 
         bool param = x->op == OP_PARAM;
         if (p->steps[i].call.din[k] &&
             look(in, param ? FINDING_PARAM_GRAD : FINDING_GRAD, time, param ? x->param->name : x->name,
-                 p->steps[i].call.din[k], x->shape, x->dtype, e) < 0)
+                 p->steps[i].call.din[k], x->shape, x->grad_dtype, e) < 0)
             return -1;
     }
     return 0;

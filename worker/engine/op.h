@@ -3,6 +3,9 @@
  * backend.
  *
  * Shapes: n rows of this rank, N rows of the global mini-batch, C channels, M rows of any kind, K classes.
+ *
+ * Types: activations (the x, y, q, kv, … below) are f32 or bf16, and an operator's result has the type of its
+ * first input; parameters, their gradients and vectors of C or K are always f32, statistics and losses f64.
  */
 #ifndef ENGINE_OP_H
 #define ENGINE_OP_H
@@ -21,6 +24,7 @@ enum op {
     OP_LAYERNORM,    /* x (M,C), γ (C), β (C) → (M,C) */
     OP_LINEAR,       /* x (M,I), w (O,I) [, b (O)] → (M,O): x·wᵀ + b */
     OP_ATTENTION,    /* q (n,C), kv (N,2C): keys in columns 0…C-1, values in C…2C-1 → (n,C) */
+    OP_CAST,         /* x → as x, of type attr.cast.dtype (f32 or bf16) */
     OP_ACT,          /* x → as x */
     OP_ADD,          /* a, b of one shape → the same */
     OP_DROPOUT,      /* x (n,…) → as x; element-wise, survivors ×1/(1-p) */
@@ -32,7 +36,7 @@ enum op {
                         option A) */
     OP_SOFTMAX_XENT, /* logits (M,K), targets i32 (M) [, offset (K)] → f64 (1): Σ over rows of ℓ / denominator
                       */
-    OP_ALL_GATHER, /* x (n,…) → (N,…) in rank order; backward: reduce-scatter SUM */
+    OP_ALL_GATHER, /* x (n,…) → (N,…) in rank order; backward: reduce-scatter SUM, in f32 whatever x is */
     OP_ALL_REDUCE, /* x → as x, summed over ranks; backward: all-reduce SUM */
     OP_COUNT
 };
@@ -64,6 +68,9 @@ union op_attr {
         uint32_t stream;  /* Philox stream of the dropout */
         int64_t key_row0; /* global sample index of row 0 of kv: 0 when gathered, rows.first when local */
     } attention;
+    struct {
+        enum dtype dtype;
+    } cast;
     struct {
         enum act_kind kind;
     } act;

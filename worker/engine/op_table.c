@@ -12,6 +12,15 @@ static int want_dtype(const struct node *n, int i, enum dtype t, struct err *e)
     return err_set(e, "input %d is %s, %s is accepted", i, dtype_name(n->in[i]->dtype), dtype_name(t));
 }
 
+static int want_float(const struct node *n, int i, struct err *e)
+{
+    enum dtype t = n->in[i]->dtype;
+
+    if (t == DTYPE_F32 || t == DTYPE_BF16)
+        return 0;
+    return err_set(e, "input %d is %s, f32 or bf16 is accepted", i, dtype_name(t));
+}
+
 static int want_dims(const struct node *n, int i, int n_dims, struct err *e)
 {
     char text[96];
@@ -43,10 +52,10 @@ static int want_channel_vectors(const struct node *n, int from, int to, int64_t 
 
 static int like_input0(struct node *n, struct err *e)
 {
-    if (want_dtype(n, 0, DTYPE_F32, e) < 0)
+    if (want_float(n, 0, e) < 0)
         return -1;
     n->shape = n->in[0]->shape;
-    n->dtype = DTYPE_F32;
+    n->dtype = n->in[0]->dtype;
     return 0;
 }
 
@@ -83,13 +92,14 @@ static int infer_window(struct node *n, int64_t channels, struct err *e)
         return err_set(e, "a %d×%d window does not fit into %lld×%lld pixels with padding %d", k, k,
                        (long long)x.dims[1], (long long)x.dims[2], p);
     n->shape = shape4(x.dims[0], window_out(x.dims[1], k, s, p), window_out(x.dims[2], k, s, p), channels);
-    n->dtype = DTYPE_F32;
+    n->dtype = n->in[0]->dtype;
     return 0;
 }
 
 static int infer_conv2d(struct node *n, struct err *e)
 {
-    if (want_dtype(n, 0, DTYPE_F32, e) < 0 || want_dims(n, 0, 4, e) < 0 || want_dims(n, 1, 4, e) < 0)
+    if (want_float(n, 0, e) < 0 || want_dims(n, 0, 4, e) < 0 || want_dtype(n, 1, DTYPE_F32, e) < 0 ||
+        want_dims(n, 1, 4, e) < 0)
         return -1;
     struct shape w = n->in[1]->shape;
     int64_t ci = n->in[0]->shape.dims[3];
@@ -104,14 +114,14 @@ static int infer_conv2d(struct node *n, struct err *e)
 
 static int infer_maxpool(struct node *n, struct err *e)
 {
-    if (want_dtype(n, 0, DTYPE_F32, e) < 0 || want_dims(n, 0, 4, e) < 0)
+    if (want_float(n, 0, e) < 0 || want_dims(n, 0, 4, e) < 0)
         return -1;
     return infer_window(n, n->in[0]->shape.dims[3], e);
 }
 
 static int infer_bn_stats(struct node *n, struct err *e)
 {
-    if (want_dtype(n, 0, DTYPE_F32, e) < 0)
+    if (want_float(n, 0, e) < 0)
         return -1;
     n->shape = shape2(2, shape_channels(n->in[0]->shape));
     n->dtype = DTYPE_F64;
@@ -122,7 +132,7 @@ static int infer_bn_stats(struct node *n, struct err *e)
 static int check_residual_relu(struct node *n, int residual, struct err *e)
 {
     if (n->n_inputs > residual &&
-        (want_dtype(n, residual, DTYPE_F32, e) < 0 || want_shape(n, residual, n->in[0]->shape, e) < 0))
+        (want_dtype(n, residual, n->in[0]->dtype, e) < 0 || want_shape(n, residual, n->in[0]->shape, e) < 0))
         return -1;
     if (n->attr.bn.relu)
         n->bwd_reads |= READS_OUT;
@@ -157,19 +167,20 @@ static int infer_layernorm(struct node *n, struct err *e)
 
 static int infer_linear(struct node *n, struct err *e)
 {
-    if (want_dtype(n, 0, DTYPE_F32, e) < 0 || want_dims(n, 0, 2, e) < 0 || want_dims(n, 1, 2, e) < 0)
+    if (want_float(n, 0, e) < 0 || want_dims(n, 0, 2, e) < 0 || want_dtype(n, 1, DTYPE_F32, e) < 0 ||
+        want_dims(n, 1, 2, e) < 0)
         return -1;
     struct shape x = n->in[0]->shape, w = n->in[1]->shape;
     if (want_shape(n, 1, shape2(w.dims[0], x.dims[1]), e) < 0)
         return -1;
     n->shape = shape2(x.dims[0], w.dims[0]);
-    n->dtype = DTYPE_F32;
+    n->dtype = n->in[0]->dtype;
     return n->n_inputs > 2 ? want_channel_vectors(n, 2, 3, w.dims[0], e) : 0;
 }
 
 static int infer_attention(struct node *n, struct err *e)
 {
-    if (like_input0(n, e) < 0 || want_dtype(n, 1, DTYPE_F32, e) < 0 || want_dims(n, 0, 2, e) < 0 ||
+    if (like_input0(n, e) < 0 || want_dtype(n, 1, n->dtype, e) < 0 || want_dims(n, 0, 2, e) < 0 ||
         want_dims(n, 1, 2, e) < 0)
         return -1;
     int64_t c = n->shape.dims[1];
@@ -181,9 +192,21 @@ static int infer_attention(struct node *n, struct err *e)
     return want_shape(n, 1, shape2(n->in[1]->shape.dims[0], 2 * c), e);
 }
 
+static int infer_cast(struct node *n, struct err *e)
+{
+    enum dtype to = n->attr.cast.dtype;
+
+    if (like_input0(n, e) < 0)
+        return -1;
+    if (to != DTYPE_F32 && to != DTYPE_BF16)
+        return err_set(e, "to %s, f32 or bf16 is accepted", dtype_name(to));
+    n->dtype = to;
+    return 0;
+}
+
 static int infer_add(struct node *n, struct err *e)
 {
-    if (like_input0(n, e) < 0 || want_dtype(n, 1, DTYPE_F32, e) < 0)
+    if (like_input0(n, e) < 0 || want_dtype(n, 1, n->dtype, e) < 0)
         return -1;
     return want_shape(n, 1, n->shape, e);
 }
@@ -197,10 +220,10 @@ static int infer_dropout(struct node *n, struct err *e)
 
 static int infer_mean_spatial(struct node *n, struct err *e)
 {
-    if (want_dtype(n, 0, DTYPE_F32, e) < 0 || want_dims(n, 0, 4, e) < 0)
+    if (want_float(n, 0, e) < 0 || want_dims(n, 0, 4, e) < 0)
         return -1;
     n->shape = shape2(n->in[0]->shape.dims[0], n->in[0]->shape.dims[3]);
-    n->dtype = DTYPE_F32;
+    n->dtype = n->in[0]->dtype;
     return 0;
 }
 
@@ -250,7 +273,7 @@ static int infer_shortcut_pad(struct node *n, struct err *e)
 
 static int infer_softmax_xent(struct node *n, struct err *e)
 {
-    if (want_dtype(n, 0, DTYPE_F32, e) < 0 || want_dims(n, 0, 2, e) < 0 || want_dtype(n, 1, DTYPE_I32, e) < 0)
+    if (want_float(n, 0, e) < 0 || want_dims(n, 0, 2, e) < 0 || want_dtype(n, 1, DTYPE_I32, e) < 0)
         return -1;
     struct shape z = n->in[0]->shape;
     if (want_shape(n, 1, shape1(z.dims[0]), e) < 0)
@@ -297,6 +320,7 @@ const struct op_def op_table[OP_COUNT] = {
     [OP_LAYERNORM] = {"layernorm", 3, 3, IN0 | IN1 | IN2, IN0 | IN1, infer_layernorm, 0},
     [OP_LINEAR] = {"linear", 2, 3, IN0 | IN1 | IN2, IN0 | IN1, infer_linear, 0},
     [OP_ATTENTION] = {"attention", 2, 2, IN0 | IN1, IN0 | IN1, infer_attention, 0},
+    [OP_CAST] = {"cast", 1, 1, IN0, 0, infer_cast, 0},
     [OP_ACT] = {"act", 1, 1, IN0, IN0, like_input0, 0},
     [OP_ADD] = {"add", 2, 2, IN0 | IN1, 0, infer_add, 0},
     [OP_DROPOUT] = {"dropout", 1, 1, IN0, 0, infer_dropout, 0},

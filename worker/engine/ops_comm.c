@@ -11,7 +11,7 @@ static int prepare_scratch(struct backend *be, const struct node *n, struct op_p
 {
     (void)e;
     p->state = be;
-    p->scratch_bytes = (size_t)shape_count(n->in[0]->shape) * dtype_bytes(n->dtype);
+    p->scratch_bytes = (size_t)shape_count(n->in[0]->shape) * dtype_bytes(n->grad_dtype);
     return 0;
 }
 
@@ -35,11 +35,13 @@ static int all_gather_backward(const struct op_call *c, struct err *e)
 {
     struct backend *be = c->state;
     const struct node *x = c->node->in[0];
-    bool acc = c->acc & 1;
-    float *local = acc ? c->scratch : c->din[0];
+    bool acc = c->acc & 1, other_type = x->grad_dtype != DTYPE_F32;
+    float *local = acc || other_type ? c->scratch : c->din[0];
 
     if (comm_reduce_scatter(c->comm, c->dout, local, c->rows->counts, row_elements(c->node), e) < 0)
         return -1;
+    if (other_type)
+        return be->ops->from_f32(be, c->din[0], x->grad_dtype, local, (size_t)shape_count(x->shape), acc, e);
     return acc ? be->ops->accumulate(be, c->din[0], local, (size_t)shape_count(x->shape), x->dtype, e) : 0;
 }
 
