@@ -37,20 +37,34 @@ static void fail_spec(struct rpc_call *call, cJSON *errors)
     cJSON_AddItemToObject(call->data, "errors", errors);
 }
 
+static void fail_resource(struct rpc_call *call, const char *pointer, const char *why)
+{
+    cJSON *errors = cJSON_CreateArray(), *v = cJSON_CreateObject();
+
+    cJSON_AddItemToArray(errors, v);
+    cJSON_AddStringToObject(v, "pointer", pointer);
+    cJSON_AddStringToObject(v, "message", why);
+    fail_spec(call, errors);
+}
+
 /* What the coordinator's own machine rules out. */
 static bool fits_here(struct rpc_call *call, const struct jobspec *spec)
 {
-    char why[160];
+    char why[192];
 
+    if (spec->resources.gpus_per_rank > 0) {
+        snprintf(why, sizeof why,
+                 "%d found, 0 is accepted: this coordinator gives out CPU slots only; start GPU workers "
+                 "with mpirun or Slurm",
+                 spec->resources.gpus_per_rank);
+        fail_resource(call, "/resources/gpus_per_rank", why);
+        return false;
+    }
     if (spec->resources.min_ranks <= call->daemon->options->slots)
         return true;
     snprintf(why, sizeof why, "%d found, at most %lld is accepted: so many slots exist here",
              spec->resources.min_ranks, (long long)call->daemon->options->slots);
-    cJSON *errors = cJSON_CreateArray(), *v = cJSON_CreateObject();
-    cJSON_AddItemToArray(errors, v);
-    cJSON_AddStringToObject(v, "pointer", "/resources/min_ranks");
-    cJSON_AddStringToObject(v, "message", why);
-    fail_spec(call, errors);
+    fail_resource(call, "/resources/min_ranks", why);
     return false;
 }
 

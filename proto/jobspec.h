@@ -23,6 +23,7 @@ enum jobspec_norm { NORM_SYNC_BATCH, NORM_BATCH };
 enum jobspec_scope { SCOPE_GLOBAL, SCOPE_LOCAL };
 enum jobspec_gather { GATHER_AUTO, GATHER_KV, GATHER_FEATURES };
 enum jobspec_loss { LOSS_CROSS_ENTROPY, LOSS_BALANCED_SOFTMAX };
+enum jobspec_precision { PRECISION_FP32, PRECISION_TF32, PRECISION_BF16 };
 enum jobspec_determinism { DETERMINISM_DEFAULT, DETERMINISM_BITWISE };
 enum jobspec_schedule { SCHEDULE_CONSTANT, SCHEDULE_STEP, SCHEDULE_COSINE };
 
@@ -91,6 +92,7 @@ struct jobspec {
 
     struct {
         int64_t epochs, batch_size; /* batch_size is global, whatever the number of ranks */
+        enum jobspec_precision precision;
         enum jobspec_determinism determinism;
         int micro_shards; /* bitwise only; else 0 */
         int64_t log_every_steps;
@@ -114,6 +116,7 @@ struct jobspec {
 
     struct {
         int ranks, min_ranks, max_ranks;
+        int gpus_per_rank;    /* 0: CPUs; 1 */
         int threads_per_rank; /* 0 = cores of the host / ranks on it, at least 1 (spec: null) */
     } resources;
 

@@ -133,6 +133,19 @@ static bool bitwise(const struct jobspec *s)
     return s->train.determinism == DETERMINISM_BITWISE;
 }
 
+static bool bitwise_precision(const struct jobspec *s, char *message, size_t cap)
+{
+    return bitwise(s) && s->train.precision != PRECISION_FP32 &&
+           SAY("\"bitwise\" found, \"default\" is accepted while train.precision is not \"fp32\"");
+}
+
+static bool precision_needs_gpu(const struct jobspec *s, char *message, size_t cap)
+{
+    return s->train.precision != PRECISION_FP32 && s->resources.gpus_per_rank == 0 &&
+           SAY("\"%s\" found, \"fp32\" is accepted while resources.gpus_per_rank is 0",
+               s->train.precision == PRECISION_TF32 ? "tf32" : "bf16");
+}
+
 static bool shards_over_batch(const struct jobspec *s, char *message, size_t cap)
 {
     return bitwise(s) && s->train.micro_shards > s->train.batch_size &&
@@ -240,6 +253,8 @@ static const struct check checks[] = {
     {"/eval/few_below", {"/eval/few_below", "/eval/many_above"}, groups_overlap},
     {"/train/micro_shards", {"/train/micro_shards", "/train/determinism", "/train/batch_size"}, shards_over_batch},
     {"/train/micro_shards", {"/train", "/resources/max_ranks", "/resources/ranks"}, shards_under_ranks},
+    {"/train/determinism", {"/train/determinism", "/train/precision"}, bitwise_precision},
+    {"/train/precision", {"/train/precision", "/resources/gpus_per_rank"}, precision_needs_gpu},
     {"/model/norm", {"/model/norm", "/train/determinism"}, bitwise_norm},
     {"/batchformer/scope", {"/batchformer/scope", "/batchformer/enabled", "/train/determinism"}, bitwise_scope},
     {"/batchformer/gather", {"/batchformer/gather", "/batchformer/enabled", "/train/determinism"}, bitwise_gather},

@@ -68,7 +68,7 @@ static const struct field_choice schedules[] = {
 };
 
 static const struct field_choice precisions[] = {
-    {"fp32", 0}, {"bf16", FIELD_LATER}, {"fp16", FIELD_LATER}, {"tf32", FIELD_LATER}, {0},
+    {"fp32", PRECISION_FP32}, {"tf32", PRECISION_TF32}, {"bf16", PRECISION_BF16}, {"fp16", FIELD_LATER}, {0},
 };
 
 static const struct field_choice determinisms[] = {
@@ -218,8 +218,8 @@ const struct field jobspec_fields[] = {
      .help = "Passes over the training images."},
     {"/train/batch_size", FIELD_INT64, AT(train.batch_size), 0, NULL, 1, MAX_BATCH,
      .help = "Rows of the global mini-batch, whatever the number of ranks."},
-    {"/train/precision", FIELD_ENUM, 0, FIELD_NOT_KEPT, "\"fp32\"", .choices = precisions,
-     .help = "Number format of training."},
+    {"/train/precision", FIELD_ENUM, AT(train.precision), 0, "\"fp32\"", .choices = precisions,
+     .help = "Number format of activations and products; weights, their gradients and sums are fp32. tf32 and bf16 need GPUs."},
     {"/train/determinism", FIELD_ENUM, AT(train.determinism), 0, "\"default\"", .choices = determinisms,
      .help = "default: equal within tolerance for every number of ranks; bitwise: the same bits for every number."},
     {"/train/micro_shards", FIELD_INT, AT(train.micro_shards), 0, NULL, 1, MAX_BATCH,
@@ -263,7 +263,7 @@ const struct field jobspec_fields[] = {
     {"/resources/max_ranks", FIELD_INT, AT(resources.max_ranks), 0, NULL, 1, MAX_RANKS,
      .derive = derive_max_ranks, .derive_text = "resources.ranks",
      .help = "Processes that it may grow to; at least ranks."},
-    {"/resources/gpus_per_rank", FIELD_INT, 0, FIELD_NOT_KEPT | FIELD_FIXED, "0", 0, 64,
+    {"/resources/gpus_per_rank", FIELD_INT, AT(resources.gpus_per_rank), 0, "0", 0, 1,
      .help = "GPUs of each process."},
     {"/resources/threads_per_rank", FIELD_INT, AT(resources.threads_per_rank), FIELD_NULLABLE, "null", 1, 1024,
      .help = "Threads of each process; null is cores of the host divided by processes on it."},

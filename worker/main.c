@@ -1,4 +1,5 @@
-/* main - batchformer-worker: the only file that names concrete tasks, backends and communicators.
+/* main - batchformer-worker: with device.c the only file that names concrete tasks, backends and
+ * communicators.
  *
  * Order: options → signals blocked, before any thread exists → communicator (MPI when a launcher started us,
  * else none) → spec, checked by every rank → run_job() → exit status. Everything below knows only interfaces.
@@ -11,11 +12,10 @@
 #include <unistd.h>
 #include "common/clock.h"
 #include "common/json.h"
-#include "worker/backend/cpu/cpu.h"
+#include "worker/device.h"
 #include "worker/options.h"
 #include "worker/tasks/long_tailed.h"
 #include "worker/train/agree.h"
-#include "worker/train/host.h"
 #include "worker/train/run.h"
 #include "worker/train/signals.h"
 
@@ -55,13 +55,9 @@ static bool speaks(void)
 
 static int print_probe(void)
 {
-    cJSON *doc = cJSON_CreateObject();
-
-    cJSON_AddStringToObject(doc, "version", BF_VERSION);
-    cJSON_AddStringToObject(doc, "backend", "cpu");
-    cJSON_AddNumberToObject(doc, "cores", host_cores());
-    cJSON_AddNumberToObject(doc, "memory_bytes", (double)host_memory_bytes());
+    cJSON *doc = device_probe();
     char *text = json_text(doc);
+
     puts(text);
     free(text);
     cJSON_Delete(doc);
@@ -114,7 +110,8 @@ static enum run_exit train(struct comm *comm, const struct options *o, int signa
         struct run_cfg cfg = {.spec = spec,
                               .resolved = resolved,
                               .comm = comm,
-                              .backend = cpu_backend_create,
+                              .backend = device_backend,
+                              .device_comm = device_comm,
                               .task = find_task(spec->task),
                               .run_dir = o->run_dir,
                               .resume = o->resume,

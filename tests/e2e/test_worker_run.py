@@ -76,7 +76,7 @@ def test_no_hold_out(tmp_path):
 def test_information_options(tmp_path):
     worker = str(bin_dir() / "batchformer-worker")
     probe = json.loads(subprocess.run([worker, "--probe"], capture_output=True, check=True).stdout)
-    assert probe["cores"] >= 1 and probe["memory_bytes"] > 1 << 20 and probe["backend"] == "cpu" and probe["version"]
+    assert probe["cores"] >= 1 and probe["memory_bytes"] > 1 << 20 and probe["version"] and isinstance(probe["gpus"], list)
     assert probe["version"] in subprocess.run([worker, "--version"], capture_output=True, text=True, check=True).stdout
     assert "--run-dir" in subprocess.run([worker, "--help"], capture_output=True, text=True, check=True).stdout
 

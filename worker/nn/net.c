@@ -161,6 +161,13 @@ struct node *net_layernorm(struct net *net, struct node *x, const char *name)
                   &(union op_attr){.layernorm = {1e-5f}});
 }
 
+struct node *net_cast(struct net *net, struct node *x, enum dtype t)
+{
+    if (net->failed || x->dtype == t)
+        return x;
+    return net_op(net, OP_CAST, "cast", (struct node *[]){x}, 1, &(union op_attr){.cast = {t}});
+}
+
 struct node *net_act(struct net *net, struct node *x, enum act_kind kind)
 {
     return net_op(net, OP_ACT, kind == ACT_RELU ? "relu" : "gelu", (struct node *[]){x}, 1,

@@ -59,6 +59,9 @@ struct node *net_linear(struct net *net, struct node *x, const char *name, int64
 /* x (M,C): layer norm with "NAME.weight", "NAME.bias", eps 1e-5. */
 struct node *net_layernorm(struct net *net, struct node *x, const char *name);
 
+/* x as type t; x itself where it is that already. */
+struct node *net_cast(struct net *net, struct node *x, enum dtype t);
+
 struct node *net_act(struct net *net, struct node *x, enum act_kind kind);
 struct node *net_add(struct net *net, struct node *a, struct node *b);
 

@@ -243,11 +243,13 @@ static struct node *build_classifier(const struct long_tailed *t, struct net *ne
 static struct node *build_logits(const struct long_tailed *t, struct net *net, struct node *images,
                                  bool module)
 {
-    struct node *x = resnet_build(net, t->arch, t->env.spec->model.width, images);
+    bool bf16 = t->env.spec->train.precision == PRECISION_BF16;
+    struct node *x = net_cast(net, images, bf16 ? DTYPE_BF16 : DTYPE_F32);
 
+    x = resnet_build(net, t->arch, t->env.spec->model.width, x);
     if (module)
         x = net_concat_rows(net, x, build_module(t, net, x));
-    return build_classifier(t, net, x);
+    return net_cast(net, build_classifier(t, net, x), DTYPE_F32);
 }
 
 static int build(struct task *base, struct graph *g, struct task_graph *out, struct err *e)

@@ -33,24 +33,42 @@ static int from_env(void)
     return n > 0 && n <= 1024 ? n : 0;
 }
 
-static int count_sharing(struct comm *comm, int *n, struct err *e)
+/* Of all ranks whose place has the hash of this one's: how many there are, and how many have a lower number.
+ */
+static int count_same(struct comm *comm, const void *place, size_t bytes, int *n, int *n_lower, struct err *e)
 {
-    struct place p = {0};
-    struct hash_hex *all = xcalloc((size_t)comm->size, sizeof *all);
+    struct hash_hex *all = xcalloc((size_t)comm->size, sizeof *all), own = hash_bytes(place, bytes);
     int64_t *counts = xcalloc((size_t)comm->size, sizeof *counts);
 
-    gethostname(p.host, sizeof p.host - 1);
-    sched_getaffinity(0, sizeof p.cpus, &p.cpus);
-    struct hash_hex own = hash_bytes(&p, sizeof p);
     for (int r = 0; r < comm->size; r++)
         counts[r] = 1;
     int rc = comm_all_gather(comm, &own, all, counts, sizeof own, e);
-    *n = 0;
-    for (int r = 0; r < comm->size && rc == 0; r++)
+    *n = *n_lower = 0;
+    for (int r = 0; r < comm->size && rc == 0; r++) {
         *n += strcmp(all[r].s, own.s) == 0;
+        *n_lower += r < comm->rank && strcmp(all[r].s, own.s) == 0;
+    }
     free(all);
     free(counts);
     return rc;
+}
+
+static int count_sharing(struct comm *comm, int *n, struct err *e)
+{
+    struct place p = {0};
+    int n_lower;
+
+    gethostname(p.host, sizeof p.host - 1);
+    sched_getaffinity(0, sizeof p.cpus, &p.cpus);
+    return count_same(comm, &p, sizeof p, n, &n_lower, e);
+}
+
+int host_local_rank(struct comm *comm, int *local, int *n_here, struct err *e)
+{
+    char host[64] = "";
+
+    gethostname(host, sizeof host - 1);
+    return count_same(comm, host, sizeof host, n_here, local, e);
 }
 
 int host_threads(struct comm *comm, int wanted, int *n_threads, struct err *e)

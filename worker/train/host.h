@@ -16,4 +16,7 @@ int64_t host_memory_bytes(void);
  * cores of its own makes that one), at least 1. Collective. */
 int host_threads(struct comm *comm, int wanted, int *n_threads, struct err *e);
 
+/* This rank's number among the ranks of its host, and how many those are. Collective. */
+int host_local_rank(struct comm *comm, int *local, int *n_here, struct err *e);
+
 #endif

@@ -21,6 +21,7 @@ struct run {
     char component[32];
     struct log log, console;
     struct backend *backend;
+    struct comm *device_comm;
     struct report *report;
     struct trainer *trainer;
     int n_threads;
@@ -76,9 +77,12 @@ static int open_machine(struct run *r, struct err *e)
     if (host_threads(comm, bitwise ? 1 : r->cfg.spec->resources.threads_per_rank, &r->n_threads, e) < 0)
         return -1;
     int rc = open_report(r, e);
-    if (rc == 0 && !(r->backend = r->cfg.backend(r->n_threads, e)))
+    if (rc == 0 && !(r->backend = r->cfg.backend(r->cfg.spec, comm, r->n_threads, e)))
         rc = -1;
-    return agree_outcome(comm, rc, e);
+    if (agree_outcome(comm, rc, e) < 0)
+        return -1;
+    r->device_comm = r->cfg.device_comm(comm, r->backend, e);
+    return agree_outcome(comm, r->device_comm ? 0 : -1, e);
 }
 
 /* Collective. */
@@ -88,7 +92,7 @@ static int open_trainer(struct run *r, struct err *e)
     struct trainer_cfg tc = {.spec = cfg->spec,
                              .resolved = cfg->resolved,
                              .comm = cfg->comm,
-                             .device_comm = cfg->comm,
+                             .device_comm = r->device_comm,
                              .backend = r->backend,
                              .task = cfg->task,
                              .run_dir = cfg->run_dir,
@@ -239,6 +243,8 @@ enum run_exit run_job(const struct run_cfg *cfg, bool *orderly)
         return status; /* collectives may be in flight in what would be freed; the process ends now */
     report_destroy(r.report);
     trainer_destroy(r.trainer);
+    if (r.device_comm != r.cfg.comm)
+        comm_destroy(r.device_comm);
     if (r.backend)
         r.backend->ops->destroy(r.backend);
     if (r.log.fd >= 0)

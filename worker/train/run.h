@@ -14,7 +14,10 @@ struct run_cfg { /* all borrowed */
     const struct jobspec *spec;
     const cJSON *resolved;
     struct comm *comm;
-    struct backend *(*backend)(int n_threads, struct err *e);
+    /* Kernels and memory for this rank; and a communicator on that memory, or `comm` where it is the host's.
+     */
+    struct backend *(*backend)(const struct jobspec *spec, struct comm *comm, int n_threads, struct err *e);
+    struct comm *(*device_comm)(struct comm *comm, struct backend *be, struct err *e);
     const struct task_ops *task;
     const char *run_dir;
     bool resume;

@@ -92,7 +92,8 @@ static void test_refusals(void **state)
     expect_error(&f, graph_add(f.g, OP_ADD, "a", (struct node *[]){x, far}, 2, NULL, &f.e),
                  "input 1 has shape (5, 10), (4, 10) is accepted");
     expect_error(&f, graph_add(f.g, OP_ADD, "a", (struct node *[]){x}, 1, NULL, &f.e), "1 inputs, 2 to 2");
-    expect_error(&f, graph_add(f.g, OP_ACT, "r", &t, 1, NULL, &f.e), "input 0 is i32, f32 or bf16 is accepted");
+    expect_error(&f, graph_add(f.g, OP_ACT, "r", &t, 1, NULL, &f.e),
+                 "input 0 is i32, f32 or bf16 is accepted");
     expect_error(&f, graph_add(f.g, OP_MEAN_SPATIAL, "p", &x, 1, NULL, &f.e), "4 dimensions are accepted");
     union op_attr wide = {.conv = {7, 1, 0, 1}}, grouped = {.conv = {7, 1, 3, 4}};
     expect_error(&f, graph_add(f.g, OP_CONV2D, "c", (struct node *[]){img, w4}, 2, &wide, &f.e),
