@@ -23,7 +23,7 @@ struct run {
     struct backend *backend;
     struct report *report;
     struct trainer *trainer;
-    int n_threads;
+    int n_threads, lock; /* of the run directory; rank 0's */
 };
 
 enum run_exit run_exit_of(const struct err *e)
@@ -45,8 +45,10 @@ enum run_exit run_exit_of(const struct err *e)
 static int open_run_dir(struct run *r, struct err *e)
 {
     const struct run_cfg *cfg = &r->cfg;
-    int rc = r->rank0 ? rundir_claim(cfg->run_dir, cfg->resume, e) : 0;
+    int rc = 0;
 
+    if (r->rank0 && (r->lock = rundir_claim(cfg->run_dir, cfg->resume, &r->console, e)) < 0)
+        rc = -1;
     if (r->rank0 && rc == 0 && !cfg->resume)
         rc = rundir_write_spec(cfg->run_dir, cfg->resolved, e);
     if (agree_outcome_rank0(cfg->comm, rc, e) < 0)
@@ -228,6 +230,7 @@ enum run_exit run_job(const struct run_cfg *cfg, bool *orderly)
 {
     struct run r = {.cfg = *cfg,
                     .rank0 = cfg->comm->rank == 0,
+                    .lock = -1,
                     .log = {.fd = -1, .level = LOG_INFO, .component = "worker"},
                     .console = {.fd = STDERR_FILENO, .level = LOG_INFO, .component = "batchformer-worker"}};
     enum run_exit status = run_all(&r, orderly);
@@ -240,5 +243,7 @@ enum run_exit run_job(const struct run_cfg *cfg, bool *orderly)
         r.backend->ops->destroy(r.backend);
     if (r.log.fd >= 0)
         close(r.log.fd);
+    if (r.lock >= 0)
+        close(r.lock);
     return status;
 }
