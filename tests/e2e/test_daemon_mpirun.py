@@ -5,7 +5,7 @@ import subprocess
 
 import pytest
 
-from daemonlib import FINAL, HERE, RpcError, processes_with_env, spec, wait_until
+from daemonlib import HERE, RpcError, events_of, processes_with_env, spec, wait_until
 
 WORKER = HERE / "fake_worker.py"
 
@@ -25,18 +25,6 @@ def alive(daemon, job):
 def starts(daemon, job):
     path = daemon.run_dir(job) / "starts.log"
     return path.read_text().splitlines() if path.exists() else []
-
-
-def events_of(rpc, job):
-    rpc.call("job.watch", id=job, since=0)
-    events = []
-    while True:
-        ev = rpc.next_note()["params"]
-        if ev["type"] == "progress":
-            continue
-        events.append(ev)
-        if ev["state"] in FINAL:
-            return events
 
 
 def ranks_of(daemon, job, rank):
