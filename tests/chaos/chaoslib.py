@@ -115,9 +115,22 @@ def assert_bit_for_bit(run_dir, twin):
 
 
 def weights(run_dir):
-    """Weights with the module, and the running statistics."""
+    """All that is trained, the module included, as one vector."""
     tensors = read_safetensors(last_checkpoint(run_dir) / "model.safetensors")
-    return {n: a for n, a in tensors.items() if a.dtype == np.float32}
+    return np.concatenate([tensors[n].ravel().astype(np.float64) for n in sorted(tensors)
+                           if "running_" not in n and "num_batches" not in n])
+
+
+def line_names(run_dir):
+    return [(r["kind"], r["step"], r.get("split")) for r in curve(run_dir)]
+
+
+def distance(run_dir, twin, start):
+    """How far a run is from another one of the same lines: (largest relative difference of a loss, difference of the
+    weights in parts of the way that they went from `start`)."""
+    pairs = [(a[k], b[k]) for a, b in zip(curve(run_dir), curve(twin)) for k in b if k.endswith("loss")]
+    a, b, at = weights(run_dir), weights(twin), weights(start)
+    return max(abs(x - y) / abs(y) for x, y in pairs), float(np.linalg.norm(a - b) / np.linalg.norm(b - at))
 
 
 # --- processes ---
@@ -286,6 +299,7 @@ class Chaos:
     def __init__(self, name):
         self.name, self.rng = name, random.Random(f"{SEED} {name}")
         self.kills, self.run, self.began = [], None, time.monotonic()
+        self.remarks = []
 
     @contextlib.contextmanager
     def told(self, show):
@@ -295,7 +309,7 @@ class Chaos:
         except BaseException:
             print(self.story())
             raise
-        show(f"\n  {self.summary()}")
+        show("\n    ".join(["", self.summary(), *self.remarks]))
 
     def count(self, of):
         return sum(1 for k in self.kills if of(k))
@@ -307,7 +321,7 @@ class Chaos:
                 counts[name] = counts.get(name, 0) + 1
         listed = ["; ".join(f"{n} {c}" for n, c in sorted(counts.items())) for counts in (targets, moments)]
         return (f"{self.name}: seed {SEED}, {len(self.kills)} kills in {time.monotonic() - self.began:.0f} s, "
-                f"{self.count(lambda k: k.inside)} inside a checkpoint's writing\n    {listed[0]}\n    {listed[1]}")
+                f"{self.count(lambda k: k.inside)} inside a checkpoint's writing\n      {listed[0]}\n      {listed[1]}")
 
     def story(self):
         parts = [f"BF_CHAOS_SEED={SEED} BF_CHAOS_KILLS={KILLS}", self.summary(), *map(str, self.kills)]

@@ -9,14 +9,16 @@ import shutil
 
 import pytest
 
-from chaoslib import (KILLS, Chaos, DaemonRun, HandRun, Kill, assert_bit_for_bit, curve, every_checkpoint_is_whole,
-                      weights)
+from chaoslib import (KILLS, LIMIT, Chaos, DaemonRun, HandRun, Kill, assert_bit_for_bit, distance,
+                      every_checkpoint_is_whole, line_names)
 from daemonlib import Daemon, environments, events_of, wait_until
-from workerlib import ENV, MPI_ENV, make_spec, run, worst
+from workerlib import ENV, MPI_ENV, make_spec, run
 
 STEPS_AN_EPOCH = 5
 KILLS_A_RUN = 14
-WEIGHT, LOSS = 1e-3, 1e-3
+# Runs of 40 steps on 1 and 3 ranks are up to 1e-5 (loss) and 1e-3 (way of the weights) from one on 2: few of these
+# runs have a ReLU input so close to zero that its unit is on for one number of ranks only (see test_exactness.py).
+EPOCHS_BY_HAND, LOSS, WAY = 8, 2e-4, 5e-3
 
 
 def job(epochs, **changes):
@@ -94,22 +96,20 @@ def finished(chaos, run_):
     every_checkpoint_is_whole(run_.run_dir)
 
 
-def lines_key(record):
-    return record["kind"], record["step"], record.get("split")
-
-
 def test_under_the_daemon(daemon, scraps, twin, show):
     """A rank, mpirun, the daemon, two of them at once."""
     chaos, wanted = Chaos("under the daemon"), max(50, KILLS)
     with chaos.told(show):
-        while len(chaos.kills) < wanted:
-            before, spec = len(chaos.kills), under_daemon(chaos.rng.choice([2, 3]), epochs=100)
+        for n in itertools.count():
+            spec = under_daemon(chaos.rng.choice([2, 3]), epochs=100)
             disturbed = DaemonRun(daemon, spec, 100 * STEPS_AN_EPOCH)
-            chaos.disturb(disturbed, min(KILLS_A_RUN, wanted - before))
+            chaos.disturb(disturbed, min(KILLS_A_RUN, wanted - len(chaos.kills)))
             finished(chaos, disturbed)
             assert_bit_for_bit(disturbed.run_dir, twin(spec, disturbed.n_ranks))
             clear(scraps)
-            assert len(chaos.kills) > before, "a run ended before anything was killed"
+            if len(chaos.kills) >= wanted:
+                break
+            assert n < 10 * wanted, "runs end before anything is killed"
         assert chaos.count(lambda k: k.inside) >= wanted // 6, "too few kills hit a checkpoint that was being written"
         for target in ("rank 0", "other rank", "mpirun", "daemon"):
             assert chaos.count(lambda k: target in k.targets) >= wanted // 12, f"too few kills of: {target}"
@@ -136,26 +136,42 @@ def test_every_attempt_dies_in_its_second_checkpoint(daemon, twin, show, point):
         assert_bit_for_bit(disturbed.run_dir, twin(spec, 2))
 
 
-def test_by_hand_with_other_ranks_each_time(tmp_path, env, scraps, twin, show):
+@pytest.fixture(scope="module")
+def start(tmp_path_factory):
+    """A run whose weights are where the others begin."""
+    where, _ = run(tmp_path_factory.mktemp("start"), job(1, optim__lr=1e-15), "--max-steps", 1, ranks=1)
+    return where
+
+
+def test_by_hand_with_other_ranks_each_time(tmp_path, env, scraps, twin, start, show):
     """Each attempt has another number of ranks, so the sums have another order: the same function within rounding."""
-    chaos, wanted, spec, epochs = Chaos("by hand"), max(15, KILLS // 3), job(16), 16
-    whole = twin(spec, 2)
-    sizes = itertools.cycle([2, 3, 1, 4])
+    chaos, wanted, spec = Chaos("by hand"), max(15, KILLS // 3), job(EPOCHS_BY_HAND)
+    whole, sizes, far = twin(spec, 2), itertools.cycle([2, 3, 1, 4]), [(0.0, 0.0)]
     with chaos.told(show):
-        while len(chaos.kills) < wanted:
-            before = len(chaos.kills)
-            disturbed = HandRun(tmp_path / f"run{before}", spec, epochs * STEPS_AN_EPOCH, env, sizes)
+        for n in itertools.count():
+            disturbed = HandRun(tmp_path / f"run{n}", spec, EPOCHS_BY_HAND * STEPS_AN_EPOCH, env, sizes)
             try:
                 disturbed.start()
-                chaos.disturb(disturbed, min(KILLS_A_RUN, wanted - before))
-                assert disturbed.process.wait(120) == 0
+                chaos.disturb(disturbed, min(KILLS_A_RUN, wanted - len(chaos.kills)))
+                assert disturbed.process.wait(LIMIT) == 0
             finally:
                 disturbed.end()
             every_checkpoint_is_whole(disturbed.run_dir)
-            a, b = curve(disturbed.run_dir), curve(whole)
-            assert [lines_key(r) for r in a] == [lines_key(r) for r in b]
-            assert max(abs(x["loss"] - y["loss"]) / abs(y["loss"]) for x, y in zip(a, b) if "loss" in x) <= LOSS
-            assert worst(weights(whole), weights(disturbed.run_dir)) < (WEIGHT, "")
+            assert line_names(disturbed.run_dir) == line_names(whole)
+            far.append(distance(disturbed.run_dir, whole, start))
+            assert far[-1][0] <= LOSS and far[-1][1] <= WAY
             clear(scraps)
-            assert len(chaos.kills) > before, "a run ended before anything was killed"
+            if len(chaos.kills) >= wanted:
+                break
+            assert n < 10 * wanted, "runs end before anything is killed"
+        chaos.remarks.append(f"furthest from the undisturbed run: loss {max(f[0] for f in far):.1e} (at most {LOSS}), "
+                             f"weights {max(f[1] for f in far):.1e} of their way (at most {WAY})")
         assert chaos.count(lambda k: k.inside) >= wanted // 6, "too few kills hit a checkpoint that was being written"
+
+
+def test_the_comparison_can_fail(tmp_path, twin, start):
+    """What attends over one rank's rows only is another function, and far away."""
+    spec = job(EPOCHS_BY_HAND)
+    where, _ = run(tmp_path, job(EPOCHS_BY_HAND, batchformer__scope="local"), ranks=3)
+    loss, way = distance(where, twin(spec, 2), start)
+    assert loss > 10 * LOSS and way > 10 * WAY
