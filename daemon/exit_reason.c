@@ -150,7 +150,9 @@ static void decide_by_exit(const struct exit_facts *f, struct exit_verdict *v)
     char why[MAX_WHY], line[MAX_LINE + 1];
 
     exit_last_line(f->launcher_log, line, sizeof line);
-    if (!f->status_known) {
+    if (f->hung) {
+        retry(f, "mpirun had no rank any more and did not end", v);
+    } else if (!f->status_known) {
         retry(f, "the job ended while the coordinator was away", v);
     } else if (f->signal) {
         snprintf(why, sizeof why, "mpirun was killed by signal %d (%s)", f->signal, strsignal(f->signal));

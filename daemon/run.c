@@ -143,6 +143,7 @@ static void gather(const struct run *r, const struct job *job, const char *run_d
         .status_known = how->known,
         .status = how->status,
         .signal = how->signal,
+        .hung = how->hung,
         .checkpoint_step = run_dir_checkpoint_step(run_dir),
         .step = r->has_progress ? r->progress.step : -1,
         .stopped_for = r->stopped_for[0] ? r->stopped_for : NULL,
