@@ -25,6 +25,10 @@ SEED = int(os.environ.get("BF_CHAOS_SEED", "1"))
 KILLS = int(os.environ.get("BF_CHAOS_KILLS", "50"))
 LIMIT = 180  # seconds for what takes one or two on an idle machine; nothing here depends on being fast
 
+# Open MPI's mpirun hangs at times when a rank is killed while it connects. After so long without a rank the daemon ends
+# it; by hand we do.
+HANG_S = 10
+
 # Names of a checkpoint's files while it is written, in that order.
 PARTS = {"begun": "", "model": "model.safetensors", "state": "state.safetensors", "manifest": "manifest.json"}
 
@@ -449,19 +453,21 @@ class Chaos:
         kill.notes["found"] = self.run.snapshot()
         if "daemon" in targets:
             self.daemon_away(kill)
-        elif isinstance(self.run, DaemonRun) and self.rng.random() < 0.2:
+        elif isinstance(self.run, DaemonRun) and self.rng.random() < 0.3:
             self.kill_daemon_at_restart(kill, log_at)
         if targets.keys() != {"daemon"}:
             self.attempt_ends(kill, attempt)
         every_checkpoint_is_whole(self.run.run_dir)
 
     def kill_daemon_at_restart(self, kill, log_at):
-        """While it deals with the attempt's end: when it has decided to restart it, or to start it, or has started it."""
-        phrase = self.rng.choice(["restarting from", "starting with", "is running as"])
-        if not self.wait_for(lambda: self.run.says_since(log_at, phrase.encode())):
+        """While it deals with the attempt's end: it has decided to restart it, or to start it, has started it (mpirun is
+        there before that is in the journal), or has written so."""
+        moment = self.rng.choice(["restarting from", "starting with", "is running as", "mpirun is there", "mpirun is there"])
+        seen = {"mpirun is there": lambda: any(n > kill.attempt and a.mpirun for n, a in self.run.attempts().items())}
+        if not self.wait_for(seen.get(moment, lambda: self.run.says_since(log_at, moment.encode()))):
             return
         self.run.daemon.kill()
-        second = Kill(kill.run, kill.attempt, ("daemon",), f'restart, its log says "{phrase}"')
+        second = Kill(kill.run, kill.attempt, ("daemon",), f'restart: "{moment}"')
         second.notes["found"] = self.run.snapshot()
         self.kills.append(second)
         self.daemon_away(second)
@@ -483,7 +489,7 @@ class Chaos:
         def gone():
             return not any(alive(pid) for pid in attempt.pids()) and attempt.number not in self.run.attempts()
         if isinstance(self.run, HandRun):
-            self.run.process.wait(LIMIT)
+            self.mpirun_ends(kill)
             if self.rng.random() < 0.5:  # else as a script would: again at once, beside ranks that still live
                 wait_until(gone, "the attempt is gone", LIMIT)
                 kill.notes["next attempt"] = "when all was gone"
@@ -491,6 +497,19 @@ class Chaos:
                 kill.notes["next attempt"] = "at once"
         else:
             wait_until(lambda: gone() or self.run.attempt() is None, "the attempt is gone", LIMIT)
+
+    def mpirun_ends(self, kill):
+        alone_since = [time.monotonic()]
+
+        def ended():
+            attempt = self.run.attempts().get(self.run.number)
+            if attempt and attempt.ranks:
+                alone_since[0] = time.monotonic()
+            if time.monotonic() - alone_since[0] > HANG_S:
+                kill.notes["mpirun"] = "hung without a rank"
+                self.run.process.kill()
+            return self.run.over()
+        wait_until(ended, "mpirun ends", LIMIT)
 
     def disturb(self, run, n):
         """Up to n kills of one run."""

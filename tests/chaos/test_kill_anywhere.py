@@ -9,7 +9,7 @@ import shutil
 
 import pytest
 
-from chaoslib import (KILLS, LIMIT, Chaos, DaemonRun, HandRun, Kill, assert_bit_for_bit, distance,
+from chaoslib import (HANG_S, KILLS, LIMIT, Chaos, DaemonRun, HandRun, Kill, assert_bit_for_bit, distance,
                       every_checkpoint_is_whole, line_names)
 from daemonlib import Daemon, environments, events_of, wait_until
 from workerlib import ENV, MPI_ENV, make_spec, run
@@ -73,7 +73,7 @@ def clear(folders):
 
 @pytest.fixture
 def daemon(tmp_path, env):
-    daemon = Daemon(tmp_path, launcher="mpirun", slots=3, env=env).start()
+    daemon = Daemon(tmp_path, launcher="mpirun", slots=3, options=["--hang-ms", HANG_S * 1000], env=env).start()
     yield daemon
     daemon.stop()
 
