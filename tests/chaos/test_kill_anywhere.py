@@ -9,9 +9,9 @@ import shutil
 
 import pytest
 
-from chaoslib import (HANG_S, KILLS, LIMIT, Chaos, DaemonRun, HandRun, Kill, assert_bit_for_bit, distance,
-                      every_checkpoint_is_whole, line_names)
+from chaoslib import HANG_S, KILLS, LIMIT, Chaos, Kill
 from daemonlib import Daemon, environments, events_of, wait_until
+from runlib import DaemonRun, HandRun, assert_bit_for_bit, distance, every_checkpoint_is_whole, line_names
 from workerlib import ENV, MPI_ENV, make_spec, run
 
 STEPS_AN_EPOCH = 5
@@ -90,7 +90,7 @@ def finished(chaos, run_):
     """The run's end is a success, and nothing of it is left."""
     record = wait_until(lambda: run_.over() and run_.record(), lambda: run_.record(), 120)
     assert record["state"] == "succeeded", record["reason"]
-    strikes = chaos.count(lambda k: k.run == run_.run_dir.name and k.targets != ("daemon",))
+    strikes = chaos.count(lambda k: k.run == run_.name and k.targets != ("daemon",))
     assert record["attempts"] - 1 <= strikes, "it was restarted without a cause"
     wait_until(lambda: not environments(*run_.marks), "no process is left")
     every_checkpoint_is_whole(run_.run_dir)
@@ -110,7 +110,9 @@ def test_under_the_daemon(daemon, scraps, twin, show):
             if len(chaos.kills) >= wanted:
                 break
             assert n < 10 * wanted, "runs end before anything is killed"
-        assert chaos.count(lambda k: k.inside) >= wanted // 6, "too few kills hit a checkpoint that was being written"
+        hung = daemon.log_text().count("mpirun has been without a rank")
+        chaos.remarks.append(f"mpirun hung without ranks {hung} times")
+        assert chaos.count(lambda k: k.inside) >= wanted // 8, "too few kills hit a checkpoint that was being written"
         for target in ("rank 0", "other rank", "mpirun", "daemon"):
             assert chaos.count(lambda k: target in k.targets) >= wanted // 12, f"too few kills of: {target}"
         assert chaos.count(lambda k: len(k.targets) == 2) >= wanted // 16
@@ -129,7 +131,7 @@ def test_every_attempt_dies_in_its_second_checkpoint(daemon, twin, show, point):
             restarts = [ev for ev in events_of(rpc, disturbed.job) if ev["type"] == "restarting"]
         for n, ev in enumerate(restarts, 1):
             assert "rank 0" in ev["reason"] and "killed by signal 9" in ev["reason"]
-            chaos.kills.append(Kill(disturbed.run_dir.name, n, ("rank 0",), point, point != "checkpoint.before_remove"))
+            chaos.kills.append(Kill(disturbed.name, n, ("rank 0",), point, point != "checkpoint.before_remove"))
         finished(chaos, disturbed)
         # Each attempt leaves one more checkpoint, or two where the second has its name before the kill.
         assert len(restarts) == (5 if point == "checkpoint.before_remove" else 9)
@@ -152,7 +154,7 @@ def test_by_hand_with_other_ranks_each_time(tmp_path, env, scraps, twin, start, 
             disturbed = HandRun(tmp_path / f"run{n}", spec, EPOCHS_BY_HAND * STEPS_AN_EPOCH, env, sizes)
             try:
                 disturbed.start()
-                chaos.disturb(disturbed, min(KILLS_A_RUN, wanted - len(chaos.kills)))
+                chaos.disturb(disturbed, KILLS_A_RUN)
                 assert disturbed.process.wait(LIMIT) == 0
             finally:
                 disturbed.end()
@@ -161,9 +163,10 @@ def test_by_hand_with_other_ranks_each_time(tmp_path, env, scraps, twin, start, 
             far.append(distance(disturbed.run_dir, whole, start))
             assert far[-1][0] <= LOSS and far[-1][1] <= WAY
             clear(scraps)
-            if len(chaos.kills) >= wanted:
+            if len(chaos.kills) >= wanted and chaos.n_beside() >= 2:
                 break
             assert n < 10 * wanted, "runs end before anything is killed"
+        chaos.remarks.append(f"{chaos.n_beside()} attempts came while rank 0 of the last one still lived")
         chaos.remarks.append(f"furthest from the undisturbed run: loss {max(f[0] for f in far):.1e} (at most {LOSS}), "
                              f"weights {max(f[1] for f in far):.1e} of their way (at most {WAY})")
         assert chaos.count(lambda k: k.inside) >= wanted // 6, "too few kills hit a checkpoint that was being written"
