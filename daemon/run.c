@@ -140,6 +140,7 @@ static void gather(const struct run *r, const struct job *job, const char *run_d
         .done_reason = r->done_reason,
         .result_status = result->status[0] ? result->status : NULL,
         .result_reason = result->reason,
+        .result_peer_lost = result->peer_lost,
         .status_known = how->known,
         .status = how->status,
         .signal = how->signal,

@@ -110,11 +110,12 @@ static int open_trainer(struct run *r, struct err *e)
 }
 
 /* result.json and the last word to the coordinator. */
-static int write_result(struct run *r, const char *status, const char *reason, struct err *e)
+static int write_result(struct run *r, const char *status, const char *reason, bool peer_lost, struct err *e)
 {
     const struct run_cfg *cfg = &r->cfg;
     struct result res = {.status = status,
                          .reason = reason,
+                         .peer_lost = peer_lost,
                          .name = cfg->spec->name,
                          .task = cfg->task->name,
                          .primary = cfg->task->primary,
@@ -160,7 +161,7 @@ static enum run_exit fail_together(struct run *r, const struct err *e)
         say(r, LOG_ERROR, e->msg);
     else if (r->claimed)
         log_error(&r->log, "%s", e->msg);
-    if (r->rank0 && !leaves_alone(r, e) && write_result(r, "failed", e->msg, &later) < 0)
+    if (r->rank0 && !leaves_alone(r, e) && write_result(r, "failed", e->msg, false, &later) < 0)
         say(r, LOG_ERROR, later.msg);
     comm_barrier(r->cfg.comm, NULL); /* nobody leaves before the result is written: see end_orderly() */
     return run_exit_of(e);
@@ -180,7 +181,7 @@ static enum run_exit fail_alone(struct run *r, struct err *e)
         say(r, LOG_ERROR, e->msg);
     else
         log_error(&r->log, "%s", e->msg);
-    if (tells && r->claimed && write_result(r, "failed", e->msg, &later) < 0)
+    if (tells && r->claimed && write_result(r, "failed", e->msg, e->kind == ERR_PEER_LOST, &later) < 0)
         say(r, LOG_ERROR, later.msg);
     return run_exit_of(e);
 }
@@ -193,7 +194,7 @@ static enum run_exit end_orderly(struct run *r, enum trainer_outcome outcome, st
     const char *status = outcome == TRAINER_SUCCEEDED ? "succeeded" : "stopped";
     const char *reason = outcome == TRAINER_SUCCEEDED ? NULL : outcome == TRAINER_PAUSED ? paused : e->msg;
     struct err later = ERR_INIT;
-    int rc = r->rank0 ? write_result(r, status, reason, &later) : 0;
+    int rc = r->rank0 ? write_result(r, status, reason, false, &later) : 0;
 
     if (r->rank0) {
         char *line = xasprintf("%s%s%s", status, reason ? ": " : "", reason ? reason : "");
