@@ -150,7 +150,12 @@ static void decide_by_exit(const struct exit_facts *f, struct exit_verdict *v)
     char why[MAX_WHY], line[MAX_LINE + 1];
 
     exit_last_line(f->launcher_log, line, sizeof line);
-    if (!f->status_known) {
+    if (f->hung) {
+        retry(f, "mpirun had no rank any more and did not end", v);
+    } else if (!f->status_known && f->result_peer_lost && non_empty(f->result_reason)) {
+        snprintf(why, sizeof why, "a rank was lost: %s", f->result_reason);
+        retry(f, why, v);
+    } else if (!f->status_known) {
         retry(f, "the job ended while the coordinator was away", v);
     } else if (f->signal) {
         snprintf(why, sizeof why, "mpirun was killed by signal %d (%s)", f->signal, strsignal(f->signal));
@@ -178,7 +183,7 @@ static void decide_by_exit(const struct exit_facts *f, struct exit_verdict *v)
 void exit_decide(const struct exit_facts *f, struct exit_verdict *out)
 {
     char why[MAX_WHY];
-    bool peer_lost = f->status_known && f->status == WORKER_PEER_LOST;
+    bool peer_lost = f->status_known ? f->status == WORKER_PEER_LOST : f->result_peer_lost;
 
     if (is(f->done_status, "succeeded") || is(f->result_status, "succeeded"))
         final(out, JOB_EV_SUCCEEDED,

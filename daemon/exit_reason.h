@@ -17,8 +17,10 @@ struct exit_facts {
     const struct job *job;                     /* cancelling, attempt, max_restarts, node */
     const char *done_status, *done_reason;     /* of worker.done; NULL when it never came */
     const char *result_status, *result_reason; /* of result.json; NULL when there is none */
+    bool result_peer_lost;                     /* result.json says that another rank was lost */
     bool status_known;                         /* false: it ended while nobody watched */
     int status, signal;       /* of the launcher: exit status, or the signal that killed it (else 0) */
+    bool hung;                /* the launcher had no rank any more, did not end, and was killed for it */
     const char *launcher_log; /* what it printed in this attempt */
     int64_t checkpoint_step;  /* newest, -1 = none */
     int64_t step;             /* last one reported, -1 = none */

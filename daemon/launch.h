@@ -22,6 +22,7 @@ struct launch_exit {
     bool known; /* false: nobody watched when it ended */
     int status; /* exit status, when no signal killed it */
     int signal;
+    bool hung; /* the launcher had no rank any more and did not end; it was killed */
 };
 
 struct launch_listener {
@@ -73,6 +74,7 @@ struct launch_mpirun_config {
     const char *mpirun;  /* path; NULL: look in $PATH at each start */
     const char *worker;  /* path */
     const char *address; /* where rank 0 finds the coordinator: "unix:/absolute/path" */
+    int64_t hang_ms;     /* an mpirun that has been without a rank for so long hangs */
 };
 
 /* Borrows the strings of the config. */

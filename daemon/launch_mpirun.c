@@ -8,6 +8,9 @@
  * sweep: SIGKILL to whatever is left of it, again until nothing is → on_exit(). So slots are free when they
  * are said to be, and a restart never meets its predecessor.
  *
+ * mpirun itself can hang when a rank is killed while it connects: its ranks are gone, it never ends. So an
+ * mpirun that has been without any rank for hang_ms is killed, and the end goes its usual way.
+ *
  * The token goes by environment only: arguments can be read by every user of the machine.
  */
 #include "common/fsutil.h"
@@ -25,7 +28,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-enum { SWEEP_MS = 50, MAX_SWEEPS = 400, MAX_ARGS = 48 };
+enum { SWEEP_MS = 50, MAX_SWEEPS = 400, MAX_ARGS = 48, LOOKS_A_HANG = 5 };
 
 struct launch_mpirun {
     struct launcher base; /* must be first */
@@ -40,11 +43,12 @@ struct child {
     struct job_process process;
     char *token_env; /* "BATCHFORMER_TOKEN=…" */
     uv_process_t child;
-    uv_poll_t watch; /* of pidfd, when adopted */
-    uv_timer_t sweep;
+    uv_poll_t watch;  /* of pidfd, when adopted */
+    uv_timer_t sweep; /* before the end: looks for ranks */
     int pidfd;
-    bool has_child, has_watch, ended;
+    bool has_child, has_watch, ended, hung;
     int n_handles, n_sweeps;
+    int n_alone; /* looks in a row that found mpirun and no rank */
     struct launch_exit exit;
 };
 
@@ -141,7 +145,30 @@ static void begin_sweep(struct child *c, struct launch_exit how)
         return;
     c->ended = true;
     c->exit = how;
+    c->exit.hung = c->hung;
     uv_timer_start(&c->sweep, on_sweep, 0, SWEEP_MS);
+}
+
+static void on_look(uv_timer_t *t)
+{
+    struct child *c = t->data;
+    struct proc_family f = {.leader = c->process, .env = c->token_env};
+
+    c->n_alone = proc_signal_family(&f, 0) == 1 ? c->n_alone + 1 : 0;
+    if (c->n_alone < LOOKS_A_HANG)
+        return;
+    log_warn(c->owner->cfg.log,
+             "job %lld: mpirun has been without a rank for %lld ms: SIGKILL to attempt %lld",
+             (long long)c->job, (long long)c->owner->cfg.hang_ms, (long long)c->attempt);
+    c->hung = true;
+    kill_family(c); /* again at the next looks, until its end is noticed */
+}
+
+static void look_for_ranks(struct child *c)
+{
+    uint64_t every_ms = (uint64_t)c->owner->cfg.hang_ms / (LOOKS_A_HANG - 1);
+
+    uv_timer_start(&c->sweep, on_look, every_ms, every_ms);
 }
 
 static void on_child_exit(uv_process_t *p, int64_t status, int signal)
@@ -274,6 +301,7 @@ static int start(struct launcher *base, const struct launch_request *rq, struct 
     if (proc_identify(c->child.pid, &c->process) < 0)
         c->process = (struct job_process){.pid = c->child.pid};
     *process = c->process;
+    look_for_ranks(c);
     rc = 0;
 out:
     if (log_fd >= 0)
@@ -305,6 +333,7 @@ static void adopt(struct launcher *base, const struct launch_request *rq, const 
         add_handle(c, (uv_handle_t *)&c->watch);
         c->has_watch = true;
         uv_poll_start(&c->watch, UV_READABLE, on_pidfd);
+        look_for_ranks(c);
     } else {
         begin_sweep(c, (struct launch_exit){.known = false});
     }

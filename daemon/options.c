@@ -29,6 +29,8 @@ static const struct conf_option rows[] = {
      "time for a job to stop by itself before SIGTERM (default: 15000)"},
     {"kill-ms", 0, CONF_INT, AT(kill_ms), "MS", NULL, 0, 86400000,
      "time after SIGTERM before SIGKILL (default: 10000)"},
+    {"hang-ms", 0, CONF_INT, AT(hang_ms), "MS", NULL, 1000, 86400000,
+     "time for an mpirun without ranks to end before SIGKILL (default: 30000)"},
     {"log-level", 0, CONF_STR, AT(log_level), "LEVEL", NULL, 0, 0, "debug, info (default), warn or error"},
     {"help", 'h', CONF_FLAG, AT(help), NULL, NULL, 0, 0, "show this help"},
     {"version", 0, CONF_FLAG, AT(version), NULL, NULL, 0, 0, "show the version"},
@@ -170,7 +172,8 @@ out:
 
 int options_read(struct options *o, int argc, char **argv, struct err *e)
 {
-    static const struct options defaults = {.max_clients = 512, .stop_ms = 15000, .kill_ms = 10000};
+    static const struct options defaults = {
+        .max_clients = 512, .stop_ms = 15000, .kill_ms = 10000, .hang_ms = 30000};
     struct conf_operands rest;
 
     *o = defaults;

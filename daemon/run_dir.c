@@ -144,6 +144,7 @@ int run_dir_result(const char *run_dir, struct run_result *out)
     free(path);
     if (cJSON_IsString(status)) {
         snprintf(out->status, sizeof out->status, "%s", status->valuestring);
+        out->peer_lost = cJSON_IsTrue(json_find(v, "peer_lost"));
         snprintf(out->reason, sizeof out->reason, "%s", cJSON_IsString(reason) ? reason->valuestring : "");
         rc = 0;
     }

@@ -33,6 +33,7 @@ int run_dir_forget_result(const char *run_dir, struct err *e);
 struct run_result {
     char status[16];
     char reason[512];
+    bool peer_lost; /* the worker's status 4, for those who did not see its end */
 };
 int run_dir_result(const char *run_dir, struct run_result *out);
 

@@ -14,7 +14,7 @@ HERE = pathlib.Path(__file__).resolve().parent
 FINAL = ("succeeded", "failed", "cancelled")
 
 
-def wait_until(condition, what, timeout=60):
+def wait_until(condition, what, timeout=60, pause=0.02):
     """Polls until condition() is true and returns its value."""
     deadline = time.monotonic() + timeout
     while True:
@@ -22,7 +22,7 @@ def wait_until(condition, what, timeout=60):
         if value:
             return value
         assert time.monotonic() < deadline, f"not within {timeout} s: {what() if callable(what) else what}"
-        time.sleep(0.02)
+        time.sleep(pause)
 
 
 def spec(name="test", ranks=1, **more):
@@ -113,6 +113,19 @@ class Rpc:
         return wait_until(look, lambda: f"job {job} {states}, it is {last['state']}: {last['reason']}", timeout)
 
 
+def events_of(rpc, job):
+    """Every event of the job up to its end, which is waited for."""
+    rpc.call("job.watch", id=job, since=0)
+    events = []
+    while True:
+        ev = rpc.next_note()["params"]
+        if ev["type"] == "progress":
+            continue
+        events.append(ev)
+        if ev["state"] in FINAL:
+            return events
+
+
 class Daemon:
     """batchformerd in `directory`. start() waits until it answers. Options change for later starts too."""
 
@@ -158,8 +171,11 @@ class Daemon:
 
     def processes(self, job):
         """Live processes of any attempt of the job; other daemons' jobs of the same number do not count."""
-        ours = processes_with_env(f"BATCHFORMER_LINK=unix:{self.socket}")
-        return sorted(set(ours) & set(processes_with_env(f"BATCHFORMER_JOB={job}")))
+        return sorted(environments(*self.marks(job)))
+
+    def marks(self, job):
+        """What stands in the environment of each process of the job."""
+        return f"BATCHFORMER_LINK=unix:{self.socket}", f"BATCHFORMER_JOB={job}"
 
     def kill(self):
         """As a crash would."""
@@ -181,9 +197,9 @@ class Daemon:
             self.process.kill()
 
 
-def processes_with_env(assignment):
-    """pids of live processes in whose environment NAME=value stands."""
-    found = []
+def environments(*assignments):
+    """{pid: environment} of the live processes in whose environment each NAME=value stands."""
+    wanted, found = {a.encode() for a in assignments}, {}
     for entry in pathlib.Path("/proc").iterdir():
         if not entry.name.isdigit():
             continue
@@ -191,8 +207,14 @@ def processes_with_env(assignment):
             stat = (entry / "stat").read_text()
             if stat.rsplit(")", 1)[1].split()[0] in "ZX":
                 continue
-            if assignment.encode() in (entry / "environ").read_bytes().split(b"\0"):
-                found.append(int(entry.name))
+            env = (entry / "environ").read_bytes().split(b"\0")
         except OSError:
             continue
+        if wanted <= set(env):
+            found[int(entry.name)] = dict(v.decode(errors="replace").split("=", 1) for v in env if b"=" in v)
     return found
+
+
+def processes_with_env(assignment):
+    """pids of live processes in whose environment NAME=value stands."""
+    return list(environments(assignment))

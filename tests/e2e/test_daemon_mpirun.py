@@ -5,7 +5,7 @@ import subprocess
 
 import pytest
 
-from daemonlib import FINAL, HERE, RpcError, processes_with_env, spec, wait_until
+from daemonlib import HERE, RpcError, events_of, processes_with_env, spec, wait_until
 
 WORKER = HERE / "fake_worker.py"
 
@@ -25,18 +25,6 @@ def alive(daemon, job):
 def starts(daemon, job):
     path = daemon.run_dir(job) / "starts.log"
     return path.read_text().splitlines() if path.exists() else []
-
-
-def events_of(rpc, job):
-    rpc.call("job.watch", id=job, since=0)
-    events = []
-    while True:
-        ev = rpc.next_note()["params"]
-        if ev["type"] == "progress":
-            continue
-        events.append(ev)
-        if ev["state"] in FINAL:
-            return events
 
 
 def ranks_of(daemon, job, rank):
@@ -154,6 +142,37 @@ def test_mpirun_killed(mpi_daemon):
         assert "mpirun was killed by signal 9" in record["reason"]
         assert "no restart is left after attempt 1 of 1" in record["reason"]
         assert alive(daemon, job) == []
+
+
+def test_mpirun_that_hangs_without_ranks_is_killed(make_daemon, tmp_path):
+    """As Open MPI's does at times when a rank is killed while it connects; also after the coordinator was killed."""
+    hanging = tmp_path / "mpirun"
+    hanging.write_text("#!/bin/sh\nexec sleep 100000\n")
+    hanging.chmod(0o755)
+    daemon = make_daemon(launcher="mpirun", options=["--worker", WORKER, "--mpirun", hanging, "--hang-ms", 1000])
+    with daemon.rpc() as rpc:
+        job = rpc.submit(spec(ranks=1, scheduling={"max_restarts": 1}))
+        wait_until(lambda: rpc.call("job.get", id=job)["attempts"] == 2, "a second attempt")
+        wait_until(lambda: "is running as" in daemon.log_text().rsplit("attempt 2", 1)[1], "its mpirun")
+    daemon.kill()
+    daemon.start()
+    with daemon.rpc() as rpc:
+        record = rpc.wait_state(job, "failed")
+        assert "mpirun had no rank any more and did not end; no restart is left" in record["reason"]
+        assert daemon.log_text().count("mpirun has been without a rank for 1000 ms: SIGKILL to attempt") == 2
+        assert alive(daemon, job) == []
+
+
+def test_mpirun_without_ranks_after_a_success(make_daemon, tmp_path):
+    """What the ranks have said counts."""
+    hanging = tmp_path / "mpirun"
+    hanging.write_text('#!/bin/sh\nmpirun "$@"\nexec sleep 100000\n')
+    hanging.chmod(0o755)
+    daemon = make_daemon(launcher="mpirun", options=["--worker", WORKER, "--mpirun", hanging, "--hang-ms", 1000])
+    with daemon.rpc() as rpc:
+        record = rpc.wait_state(rpc.submit(spec("steps=3", ranks=1)), "succeeded", "failed")
+        assert (record["state"], record["attempts"]) == ("succeeded", 1), record["reason"]
+        assert "mpirun has been without a rank" in daemon.log_text()
 
 
 def test_cancel(mpi_daemon):

@@ -96,6 +96,33 @@ def test_checkpoint_that_cannot_be_written(tmp_path, ranks):
     assert p.stderr.count("ERROR") == 1 and checkpoints(where) == [5]
 
 
+def test_resumed_while_it_still_runs(tmp_path):
+    """As ranks do for some seconds that have lost their mpirun: who resumes waits for their end, then goes on."""
+    endless = make_spec(train__epochs=100000, eval__every_epochs=0)
+    where, first = start(tmp_path, endless)
+    wait_for(lambda: checkpoints(where), "a checkpoint")
+    os.kill(first.pid, signal.SIGSTOP)
+    try:
+        _, p = run(tmp_path, endless, expect=1)
+        assert "already holds a run" in p.stderr
+        _, second = start(tmp_path, endless, "--resume", "--max-steps", 1000000)
+        try:
+            line = second.stderr.readline()
+            assert f"in use by process {first.pid}: waiting" in line, line + second.stderr.read()
+            made = losses(where)
+            first.kill()
+            wait_for(lambda: max(losses(where)) > max(made) + 20, "the second goes on")
+        finally:
+            second.kill()
+            second.communicate()
+    finally:
+        first.kill()
+        first.communicate()
+    steps = [m["step"] for m in metrics(where, "step")]
+    assert steps == list(range(1, len(steps) + 1))
+    assert "going on from the checkpoint" in log(where)
+
+
 def flip(path, offset):
     data = bytearray(path.read_bytes())
     data[offset] ^= 4

@@ -224,6 +224,19 @@ static int remove_leftovers(const struct checkpoint *c, struct err *e)
     return rc;
 }
 
+/* Takes a checkpoint out of the list at once, so that one whose removal is cut short is not found as a
+ * damaged one. It is removed with the other leftovers at the end of the save. */
+static int retire(const struct checkpoint *c, int64_t step, struct err *e)
+{
+    char *path = checkpoint_path(c, step);
+    char *old = xasprintf("%s/.tmp-retired-%08lld.%ld", c->dir, (long long)step, (long)getpid());
+    int rc = rename(path, old) < 0 ? err_set_errno(e, "renaming %s", path) : 0;
+
+    free(path);
+    free(old);
+    return rc;
+}
+
 /* Keeps `step` and the keep - 1 before it. Later ones were damaged when we resumed before them. */
 static int prune(const struct checkpoint *c, int64_t step, struct err *e)
 {
@@ -236,9 +249,7 @@ static int prune(const struct checkpoint *c, int64_t step, struct err *e)
             kept++;
             continue;
         }
-        char *path = checkpoint_path(c, steps[i]);
-        rc = fs_remove_tree(path, e);
-        free(path);
+        rc = retire(c, steps[i], e);
     }
     free(steps);
     return rc;
@@ -263,6 +274,8 @@ int checkpoint_save(struct checkpoint *c, const struct checkpoint_state *st, con
         fs_remove_tree(tmp, NULL);
     else
         rc = prune(c, st->step, e);
+    if (rc == 0 && fault_hit("checkpoint.before_remove", &c->fault_before_remove))
+        rc = err_set(e, "fault point checkpoint.before_remove");
     if (rc == 0)
         rc = remove_leftovers(c, e);
     free(tmp);

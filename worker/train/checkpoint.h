@@ -12,14 +12,15 @@
  * reads.
  *
  * Saving: write into DIR/.tmp-…, each file flushed → manifest, with the checksum of each file and of itself →
- * rename the directory to its name → flush DIR → remove all but the newest `keep`. A crash at any point
- * leaves the older checkpoints whole, and at most a .tmp- directory, which the next save removes.
+ * rename the directory to its name → flush DIR → rename all but the newest `keep` to .tmp-… → remove those. A
+ * crash at any point leaves every other checkpoint whole, and .tmp- directories that the next save removes.
  *
  * Loading: the newest first; one that is damaged (a file missing, of another size or checksum, or not
  * readable as what it should be) is named in the log and the one before is tried. A whole checkpoint that
  * belongs to another job (spec, data or tensors differ) is an error, never passed over.
  *
- * Fault points: "checkpoint.mid_write" in the middle of the second file, "checkpoint.before_rename".
+ * Fault points: "checkpoint.mid_write" in the middle of the second file, "checkpoint.before_rename",
+ * "checkpoint.before_remove" when what is too old has lost its name.
  */
 #ifndef TRAIN_CHECKPOINT_H
 #define TRAIN_CHECKPOINT_H
@@ -51,7 +52,7 @@ struct checkpoint {
     const char *data_hash; /* task's fingerprint; borrowed */
     int world_size;        /* written for people, never read */
     const struct log *log;
-    int fault_mid_write, fault_before_rename; /* pass counters of the fault points */
+    int fault_mid_write, fault_before_rename, fault_before_remove; /* pass counters of the fault points */
 };
 
 void checkpoint_init(struct checkpoint *c, const char *run_dir, int64_t keep);

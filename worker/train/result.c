@@ -72,6 +72,7 @@ cJSON *result_to_json(const struct result *r)
 
     add_text(doc, "status", r->status);
     add_text(doc, "reason", r->reason);
+    cJSON_AddBoolToObject(doc, "peer_lost", r->peer_lost);
     add_text(doc, "name", r->name);
     add_text(doc, "task", r->task);
     cJSON_AddBoolToObject(doc, "batchformer", r->batchformer);

@@ -11,6 +11,7 @@
 struct result {
     const char *status; /* "succeeded" | "failed" | "stopped" */
     const char *reason; /* a sentence; NULL when it succeeded */
+    bool peer_lost;     /* it failed because another rank was gone or silent: trying again may help */
     const char *name, *task, *data_hash;
     bool batchformer;
     int world_size, threads_per_rank;

@@ -24,7 +24,7 @@ struct run {
     struct comm *device_comm;
     struct report *report;
     struct trainer *trainer;
-    int n_threads;
+    int n_threads, lock; /* of the run directory; rank 0's */
 };
 
 enum run_exit run_exit_of(const struct err *e)
@@ -46,8 +46,10 @@ enum run_exit run_exit_of(const struct err *e)
 static int open_run_dir(struct run *r, struct err *e)
 {
     const struct run_cfg *cfg = &r->cfg;
-    int rc = r->rank0 ? rundir_claim(cfg->run_dir, cfg->resume, e) : 0;
+    int rc = 0;
 
+    if (r->rank0 && (r->lock = rundir_claim(cfg->run_dir, cfg->resume, &r->console, e)) < 0)
+        rc = -1;
     if (r->rank0 && rc == 0 && !cfg->resume)
         rc = rundir_write_spec(cfg->run_dir, cfg->resolved, e);
     if (agree_outcome_rank0(cfg->comm, rc, e) < 0)
@@ -115,11 +117,12 @@ static int open_trainer(struct run *r, struct err *e)
 }
 
 /* result.json and the last word to the coordinator. */
-static int write_result(struct run *r, const char *status, const char *reason, struct err *e)
+static int write_result(struct run *r, const char *status, const char *reason, bool peer_lost, struct err *e)
 {
     const struct run_cfg *cfg = &r->cfg;
     struct result res = {.status = status,
                          .reason = reason,
+                         .peer_lost = peer_lost,
                          .name = cfg->spec->name,
                          .task = cfg->task->name,
                          .primary = cfg->task->primary,
@@ -165,7 +168,7 @@ static enum run_exit fail_together(struct run *r, const struct err *e)
         say(r, LOG_ERROR, e->msg);
     else if (r->claimed)
         log_error(&r->log, "%s", e->msg);
-    if (r->rank0 && !leaves_alone(r, e) && write_result(r, "failed", e->msg, &later) < 0)
+    if (r->rank0 && !leaves_alone(r, e) && write_result(r, "failed", e->msg, false, &later) < 0)
         say(r, LOG_ERROR, later.msg);
     comm_barrier(r->cfg.comm, NULL); /* nobody leaves before the result is written: see end_orderly() */
     return run_exit_of(e);
@@ -185,7 +188,7 @@ static enum run_exit fail_alone(struct run *r, struct err *e)
         say(r, LOG_ERROR, e->msg);
     else
         log_error(&r->log, "%s", e->msg);
-    if (tells && r->claimed && write_result(r, "failed", e->msg, &later) < 0)
+    if (tells && r->claimed && write_result(r, "failed", e->msg, e->kind == ERR_PEER_LOST, &later) < 0)
         say(r, LOG_ERROR, later.msg);
     return run_exit_of(e);
 }
@@ -198,7 +201,7 @@ static enum run_exit end_orderly(struct run *r, enum trainer_outcome outcome, st
     const char *status = outcome == TRAINER_SUCCEEDED ? "succeeded" : "stopped";
     const char *reason = outcome == TRAINER_SUCCEEDED ? NULL : outcome == TRAINER_PAUSED ? paused : e->msg;
     struct err later = ERR_INIT;
-    int rc = r->rank0 ? write_result(r, status, reason, &later) : 0;
+    int rc = r->rank0 ? write_result(r, status, reason, false, &later) : 0;
 
     if (r->rank0) {
         char *line = xasprintf("%s%s%s", status, reason ? ": " : "", reason ? reason : "");
@@ -235,6 +238,7 @@ enum run_exit run_job(const struct run_cfg *cfg, bool *orderly)
 {
     struct run r = {.cfg = *cfg,
                     .rank0 = cfg->comm->rank == 0,
+                    .lock = -1,
                     .log = {.fd = -1, .level = LOG_INFO, .component = "worker"},
                     .console = {.fd = STDERR_FILENO, .level = LOG_INFO, .component = "batchformer-worker"}};
     enum run_exit status = run_all(&r, orderly);
@@ -249,5 +253,7 @@ enum run_exit run_job(const struct run_cfg *cfg, bool *orderly)
         r.backend->ops->destroy(r.backend);
     if (r.log.fd >= 0)
         close(r.log.fd);
+    if (r.lock >= 0)
+        close(r.lock);
     return status;
 }

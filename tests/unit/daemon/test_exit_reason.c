@@ -268,13 +268,61 @@ static void test_long_evidence(void **state)
     assert_int_equal(strlen(v.reason), sizeof v.reason - 1);
 }
 
+/* A launcher that was killed because it hung says nothing by its own end; what it printed before counts. */
+static void test_hung_launcher(void **state)
+{
+    struct job job = {.attempt = 1, .max_restarts = 3};
+    struct exit_facts f = {.job = &job,
+                           .status_known = true,
+                           .signal = 9,
+                           .hung = true,
+                           .launcher_log = "",
+                           .checkpoint_step = 5};
+    struct exit_verdict v;
+
+    (void)state;
+    exit_decide(&f, &v);
+    assert_int_equal(v.type, JOB_EV_RESTARTING);
+    assert_string_equal(
+        v.reason, "mpirun had no rank any more and did not end; restarting from step 5, attempt 2 of 4");
+    f.launcher_log = signalled;
+    exit_decide(&f, &v);
+    assert_non_null(strstr(v.reason, "rank 1 on vm was killed"));
+    f.result_status = "succeeded";
+    exit_decide(&f, &v);
+    assert_int_equal(v.type, JOB_EV_SUCCEEDED);
+}
+
+/* Of a job that was taken up after a restart of the coordinator the exit status is never known. */
+static void test_peer_lost_that_nobody_saw(void **state)
+{
+    struct job job = {.attempt = 1, .max_restarts = 3};
+    struct exit_facts f = {.job = &job,
+                           .done_status = "failed",
+                           .done_reason = "rank 0: all-reduce: nobody came",
+                           .result_status = "failed",
+                           .result_reason = "rank 0: all-reduce: nobody came",
+                           .result_peer_lost = true,
+                           .launcher_log = "",
+                           .checkpoint_step = 5};
+    struct exit_verdict v;
+
+    (void)state;
+    exit_decide(&f, &v);
+    assert_int_equal(v.type, JOB_EV_RESTARTING);
+    assert_string_equal(v.reason, "a rank was lost: rank 0: all-reduce: nobody came; restarting from step 5, "
+                                  "attempt 2 of 4");
+    f.result_peer_lost = false; /* any other stated failure is final */
+    exit_decide(&f, &v);
+    assert_int_equal(v.type, JOB_EV_FAILED);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_parse_signal),
-        cmocka_unit_test(test_last_line),
-        cmocka_unit_test(test_decisions),
-        cmocka_unit_test(test_long_evidence),
+        cmocka_unit_test(test_parse_signal),  cmocka_unit_test(test_last_line),
+        cmocka_unit_test(test_decisions),     cmocka_unit_test(test_long_evidence),
+        cmocka_unit_test(test_hung_launcher), cmocka_unit_test(test_peer_lost_that_nobody_saw),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -136,6 +136,29 @@ static void keeps_the_newest(void **state)
     drop(&f);
 }
 
+/* A removal that is cut short must not leave half a checkpoint that looks like a damaged one. */
+static void what_is_too_old_loses_its_name_first(void **state)
+{
+    struct fixture f;
+    struct checkpoint_state st = {30, 0, {-1, -1, 0}};
+    struct err e = ERR_INIT;
+    int64_t *steps;
+
+    make(&f, state, 1, 3);
+    save(&f, 10);
+    save(&f, 20);
+    setenv("BATCHFORMER_FAULT", "checkpoint.before_remove:error", 1);
+    assert_int_equal(checkpoint_save(&f.c, &st, f.ps, f.momentum, &e), -1);
+    unsetenv("BATCHFORMER_FAULT");
+    assert_int_equal(checkpoint_list(&f.c, &steps), 2);
+    assert_true(steps[0] == 30 && steps[1] == 20);
+    free(steps);
+    assert_int_equal(scratch_count(f.c.dir), 3);
+    save(&f, 40);
+    assert_int_equal(scratch_count(f.c.dir), 2);
+    drop(&f);
+}
+
 /* Damages FILE of step 20; step 10 must be loaded and the log must name the file. */
 static void check_fallback(void **state, const char *file, long flip_at)
 {
@@ -369,6 +392,8 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup_teardown(round_trip, scratch_setup, scratch_teardown),
         cmocka_unit_test_setup_teardown(keeps_the_newest, scratch_setup, scratch_teardown),
+        cmocka_unit_test_setup_teardown(what_is_too_old_loses_its_name_first, scratch_setup,
+                                        scratch_teardown),
         cmocka_unit_test_setup_teardown(falls_back, scratch_setup, scratch_teardown),
         cmocka_unit_test_setup_teardown(every_flip_in_the_manifest_is_seen, scratch_setup, scratch_teardown),
         cmocka_unit_test_setup_teardown(version_1_has_no_receipts, scratch_setup, scratch_teardown),
