@@ -140,10 +140,11 @@ static void keeps_the_newest(void **state)
 static void what_is_too_old_loses_its_name_first(void **state)
 {
     struct fixture f;
-    struct checkpoint_state st = {30, 0, {-1, -1, 0}};
+    struct checkpoint_state st = {.step = 30, .best = {-1, -1, 0}};
     struct err e = ERR_INIT;
     int64_t *steps;
 
+    receipts_init(&st.receipts, 0);
     make(&f, state, 1, 3);
     save(&f, 10);
     save(&f, 20);
