@@ -8,6 +8,7 @@
 #include <sys/mman.h>
 #include "tests/sim/cuemu.h"
 #include "tests/sim/kernel_shadow.h"
+#include "tests/sim/sim.h"
 
 #if defined(__SANITIZE_ADDRESS__)
 #include <sanitizer/common_interface_defs.h>
@@ -84,6 +85,8 @@ void set_up()
     m.stacks = static_cast<char *>(map(MAX_THREADS * STACK_BYTES));
     for (unsigned t = 0; t < MAX_THREADS; t++)
         mprotect(m.stacks + t * STACK_BYTES, PAGE, PROT_NONE);
+    cusim::on_stack_fault(
+        [](uintptr_t a) { return a - reinterpret_cast<uintptr_t>(m.stacks) < MAX_THREADS * STACK_BYTES; });
     char *dynamic = static_cast<char *>(map(DYNAMIC_BYTES + PAGE));
     m.dynamic_end = dynamic + DYNAMIC_BYTES;
     mprotect(m.dynamic_end, PAGE, PROT_NONE);

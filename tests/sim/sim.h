@@ -57,6 +57,8 @@ struct Block {
 /* All device memory of the process lies in one range of addresses that is reserved once. */
 constexpr size_t DEVICE_SPACE = size_t(1) << 38;
 uintptr_t device_base();
+/* Whether a fault at an address means that a fiber's stack is full. */
+void on_stack_fault(bool (*is_guard)(uintptr_t));
 
 cudaError_t device_alloc(void **p, size_t bytes);
 void device_free(void *p, const char *caller);

@@ -70,6 +70,8 @@ void say(const char *fmt, ...)
         _exit(99);
 }
 
+bool (*is_stack_guard)(uintptr_t);
+
 /* A page fault: in device memory it is a bug of the program under test, and gets a sentence. */
 void on_segv(int sig, siginfo_t *info, void *context)
 {
@@ -86,6 +88,10 @@ void on_segv(int sig, siginfo_t *info, void *context)
         else
             say("cusim: host code touches %s device memory at %p\n", f ? "freed" : "unallocated",
                 info->si_addr);
+        abort();
+    }
+    if (is_stack_guard && is_stack_guard(a)) {
+        say("cusim: the stack of a thread is full: a kernel has large local arrays, or recurses\n");
         abort();
     }
     sigaction(SIGSEGV, &mem().old_segv, nullptr);
@@ -178,6 +184,11 @@ void lock_yield()
     mutex().unlock();
     usleep(100);
     mutex().lock();
+}
+
+void on_stack_fault(bool (*is_guard)(uintptr_t))
+{
+    is_stack_guard = is_guard;
 }
 
 uintptr_t device_base()

@@ -17,8 +17,8 @@
 #include <thread>
 #include "tests/sim/sim.h"
 
-using cusim::clock_join;
 using cusim::Clock;
+using cusim::clock_join;
 using cusim::die;
 using cusim::Lock;
 using cusim::Op;
