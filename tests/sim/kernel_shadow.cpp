@@ -343,7 +343,7 @@ std::vector<cusim::Range> cusim::shadow_ranges()
     return std::move(sh().ranges);
 }
 
-#ifndef __SANITIZE_THREAD__
+#if !defined(__SANITIZE_THREAD__) && !defined(__SANITIZE_ADDRESS__)
 #define READ_WRITE(n)                                                                                        \
     void __tsan_read##n(void *p)                                                                             \
     {                                                                                                        \
