@@ -278,13 +278,13 @@ static __device__ __forceinline__ void columns_write(const struct columns &k, st
     const uint32_t me = columns_thread(k);
     const int64_t c = columns_channel<V>(k);
 
-    for (uint32_t half = k.ty / 2; half > 0; half /= 2) {
+    for (uint32_t rows = k.ty / 2; rows > 0; rows /= 2) {
         __syncthreads();
-        if (threadIdx.y < half) {
+        if (threadIdx.y < rows) {
 #pragma unroll
             for (int v = 0; v < V; v++) {
-                s.v[0][v][me] += s.v[0][v][me + half * k.tx];
-                s.v[1][v][me] += s.v[1][v][me + half * k.tx];
+                s.v[0][v][me] += s.v[0][v][me + rows * k.tx];
+                s.v[1][v][me] += s.v[1][v][me + rows * k.tx];
             }
         }
     }

@@ -83,26 +83,23 @@ __global__ void __launch_bounds__(PIECE_THREADS)
     const uint32_t i = piece_of_thread();
     pack<uint16_t, V> at;
     float best[V], f[V];
-    bool first = true;
 
     if (i >= pieces)
         return;
     const struct spot t = spot_of<V>(i, k.Ho, k.Wo, k.C / V);
-    const int y0 = (int)t.y * k.stride - k.pad, x0 = (int)t.x * k.stride - k.pad;
-    x += (int64_t)t.s * k.H * k.W * k.C + t.c;
-    for (int py = max(y0, 0); py < min(y0 + k.kernel, (int)k.H); py++) {
-        for (int px = max(x0, 0); px < min(x0 + k.kernel, (int)k.W); px++) {
-            const int here = (py - y0) * k.kernel + (px - x0);
-
-            load_floats<T, V>(x + ((int64_t)py * k.W + px) * k.C, f);
+    const int top = (int)t.y * k.stride - k.pad, left = (int)t.x * k.stride - k.pad;
+    const int y0 = max(top, 0), y1 = min(top + k.kernel, (int)k.H);
+    const int x0 = max(left, 0), x1 = min(left + k.kernel, (int)k.W);
 #pragma unroll
-            for (int v = 0; v < V && first; v++) {
-                best[v] = f[v];
-                at.v[v] = (uint16_t)here;
-            }
-            if (!first)
-                pool_update(f, here, best, at.v);
-            first = false;
+    for (int v = 0; v < V; v++) {
+        best[v] = -INFINITY; /* and the first pixel's place, should it not be more than that */
+        at.v[v] = (uint16_t)((y0 - top) * k.kernel + (x0 - left));
+    }
+    x += (int64_t)t.s * k.H * k.W * k.C + t.c;
+    for (int py = y0; py < y1; py++) {
+        for (int px = x0; px < x1; px++) {
+            load_floats<T, V>(x + ((int64_t)py * k.W + px) * k.C, f);
+            pool_update(f, (py - top) * k.kernel + (px - left), best, at.v);
         }
     }
     put_floats<T, V>(y + (int64_t)i * V, best, false);
@@ -260,12 +257,12 @@ __global__ void __launch_bounds__(COL_THREADS)
 #pragma unroll
     for (int v = 0; v < V; v++)
         s[v][me] = sum[v];
-    for (uint32_t half = k.ty / 2; half > 0; half /= 2) {
+    for (uint32_t rows = k.ty / 2; rows > 0; rows /= 2) {
         __syncthreads();
-        if (threadIdx.y < half) {
+        if (threadIdx.y < rows) {
 #pragma unroll
             for (int v = 0; v < V; v++)
-                s[v][me] += s[v][me + half * k.tx];
+                s[v][me] += s[v][me + rows * k.tx];
         }
     }
     if (threadIdx.y > 0 || c >= k.C)
