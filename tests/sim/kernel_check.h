@@ -114,8 +114,7 @@ template <class T> class Array
 
         CUDA_OK(cudaMalloc((void **)&base_, bytes));
         std::vector<char> all(bytes, 0x5a);
-        CUDA_OK(cudaMemcpyAsync(base_, all.data(), bytes, cudaMemcpyHostToDevice, nullptr));
-        CUDA_OK(cudaStreamSynchronize(nullptr));
+        CUDA_OK(cudaMemcpy(base_, all.data(), bytes, cudaMemcpyHostToDevice));
     }
     Array(const Array &) = delete;
     Array &operator=(const Array &) = delete;
@@ -137,10 +136,8 @@ template <class T> class Array
     void set(const std::vector<T> &v)
     {
         CHECK((int64_t)v.size() == n_, "set %zu of %lld", v.size(), (long long)n_);
-        if (n_ == 0)
-            return;
-        CUDA_OK(cudaMemcpyAsync(ptr(), v.data(), v.size() * sizeof(T), cudaMemcpyHostToDevice, nullptr));
-        CUDA_OK(cudaStreamSynchronize(nullptr));
+        if (n_)
+            CUDA_OK(cudaMemcpy(ptr(), v.data(), v.size() * sizeof(T), cudaMemcpyHostToDevice));
     }
     std::vector<T> get()
     {
@@ -166,8 +163,7 @@ template <class T> class Array
     static void read(void *dst, const void *src, size_t bytes)
     {
         if (bytes)
-            CUDA_OK(cudaMemcpyAsync(dst, src, bytes, cudaMemcpyDeviceToHost, nullptr));
-        CUDA_OK(cudaStreamSynchronize(nullptr));
+            CUDA_OK(cudaMemcpy(dst, src, bytes, cudaMemcpyDeviceToHost));
     }
 
     int64_t n_;

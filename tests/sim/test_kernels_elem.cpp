@@ -159,7 +159,7 @@ template <class T> static void dropout_case(int64_t rows, int64_t width, float p
     Array<T> x(n, shift), y(n, shift);
     std::vector<T> vx = x.fill(1), old = y.fill(2);
     Step step(0x123456789abcdef0ull, 4000000123ull);
-    const struct elem_dropout d = {rows, width, first, p, 42, step.ptr()};
+    const struct elem_dropout_args d = {rows, width, first, p, 42, step.ptr()};
     const struct dropout_site site = dropout_site_make(&step.host, 42, p);
     std::vector<float> keep((size_t)width + 1);
 

@@ -79,7 +79,7 @@ static void sgd_case(int64_t n, int shift, bool nesterov, bool keep_grad, double
     struct state s(n, shift);
     Array<struct flat_scalars> dev(1);
     const struct flat_scalars host = scalars(0.1, max_norm, 4);
-    const struct flat_sgd a = {0.9f, 0.01f, nesterov, keep_grad};
+    const struct flat_sgd_args a = {0.9f, 0.01f, nesterov, keep_grad};
     const struct flat_range r = s.range(0.5);
     std::vector<double> w((size_t)n), g((size_t)n), m((size_t)n);
 
@@ -103,7 +103,7 @@ static void adamw_case(int64_t n, int shift, uint64_t step_no, double beta1, Has
     struct state s(n, shift);
     Array<struct flat_scalars> dev(1);
     const struct flat_scalars host = scalars(0.01, 2, 4);
-    const struct flat_adamw a = {beta1, 0.999, 1e-8f, 0.05f};
+    const struct flat_adamw_args a = {beta1, 0.999, 1e-8f, 0.05f};
     const struct flat_range r = s.range(2);
     Step step(1, step_no);
     const double t = (double)step_no + 1, lr = 0.02;
@@ -158,7 +158,7 @@ static void lars_case(int shift, bool nesterov, Hash *h)
     std::vector<float> w0 = s.w0;
     std::vector<double> w(w0.begin(), w0.end()), m(s.m0.begin(), s.m0.end());
 
-    CHECK(n_chunks == 6 && flat_chunks(tensors.data(), n_tensors, chunks.data()) == 6, "%lld chunks",
+    CHECK(n_chunks == 7 && flat_chunks(tensors.data(), n_tensors, chunks.data()) == 7, "%lld chunks",
           (long long)n_chunks);
     for (int64_t i = 60000; i < 60064; i++)
         w[i] = w0[i] = 0; /* as after a start at zero */
@@ -166,7 +166,7 @@ static void lars_case(int shift, bool nesterov, Hash *h)
     dev_tensors.set(tensors);
     dev_chunks.set(chunks);
     dev.set({host});
-    const struct flat_lars a = {
+    const struct flat_lars_args a = {
         dev_tensors.ptr(), dev_chunks.ptr(), n_tensors,   n_chunks, s.w.ptr(), s.g.ptr(), s.m.ptr(),
         s.half.ptr(),      partials.ptr(),   trust.ptr(), 0.001,    1e-9,      0.9f,      nesterov};
     CUDA_OK(flat_lars(&a, dev.ptr(), nullptr));
@@ -217,8 +217,8 @@ static void skip_case(double loss_not_finite, double grad_not_finite)
     struct state s(n, 0);
     Array<struct flat_scalars> dev(1);
     struct flat_scalars host = scalars(0.1, 1, NAN);
-    const struct flat_sgd sgd = {0.9f, 0, 0, 1};
-    const struct flat_adamw adamw = {0.9, 0.999, 1e-8f, 0};
+    const struct flat_sgd_args sgd = {0.9f, 0, 0, 1};
+    const struct flat_adamw_args adamw = {0.9, 0.999, 1e-8f, 0};
     const struct flat_range r = s.range(1);
     std::vector<struct flat_tensor> tensors = {{0, n, 0, 1, 1, 0, 1}};
     struct flat_chunk chunk;
@@ -234,7 +234,7 @@ static void skip_case(double loss_not_finite, double grad_not_finite)
     flat_chunks(tensors.data(), 1, &chunk);
     dev_tensors.set(tensors);
     dev_chunks.set({chunk});
-    const struct flat_lars lars = {
+    const struct flat_lars_args lars = {
         dev_tensors.ptr(), dev_chunks.ptr(), 1,           1,     s.w.ptr(), s.g.ptr(), s.m.ptr(),
         s.half.ptr(),      partials.ptr(),   trust.ptr(), 0.001, 0,         0.9f,      0};
     CUDA_OK(flat_sgd(&r, s.m.ptr(), &sgd, dev.ptr(), nullptr));

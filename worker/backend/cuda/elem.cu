@@ -93,7 +93,7 @@ template <typename T> __global__ void elem_add_exact(const T *src, T *dst, int64
 }
 
 struct dropout_args {
-    struct elem_dropout d;
+    struct elem_dropout_args d;
     uint32_t threshold;
     float scale;
     int64_t groups; /* packs of a row */
@@ -186,7 +186,7 @@ template <typename T> cudaError_t add_exact(const void *src, void *dst, int64_t 
 }
 
 template <typename T>
-cudaError_t drop(const struct elem_dropout *d, const void *src, void *dst, bool add, cudaStream_t stream)
+cudaError_t drop(const struct elem_dropout_args *d, const void *src, void *dst, bool add, cudaStream_t stream)
 {
     struct dropout_args a = {};
 
@@ -268,7 +268,7 @@ cudaError_t elem_fill_nan(void *dst, size_t bytes, cudaStream_t stream)
     return bytes ? cudaMemsetAsync(dst, 0xFF, bytes, stream) : cudaSuccess;
 }
 
-cudaError_t elem_dropout(const struct elem_dropout *d, enum dtype t, const void *src, void *dst, int acc,
+cudaError_t elem_dropout(const struct elem_dropout_args *d, enum dtype t, const void *src, void *dst, int acc,
                          cudaStream_t stream)
 {
     if (d->rows < 0 || d->width < 0 || (t != DTYPE_F32 && t != DTYPE_BF16))

@@ -41,7 +41,7 @@ cudaError_t elem_scale(enum dtype t, void *x, int64_t n, float factor, cudaStrea
 cudaError_t elem_fill_nan(void *dst, size_t bytes, cudaStream_t stream);
 
 /* Dropout of (rows, width) elements; row i is global sample first + i. */
-struct elem_dropout {
+struct elem_dropout_args {
     int64_t rows, width, first;
     float p;
     uint32_t stream;
@@ -50,7 +50,7 @@ struct elem_dropout {
 
 /* dst (+)= keep∘src. Forward and backward are the same function: the mask is drawn again. What is dropped is
  * 0 whatever it was. */
-cudaError_t elem_dropout(const struct elem_dropout *d, enum dtype t, const void *src, void *dst, int acc,
+cudaError_t elem_dropout(const struct elem_dropout_args *d, enum dtype t, const void *src, void *dst, int acc,
                          cudaStream_t stream);
 
 #ifdef __cplusplus

@@ -116,7 +116,8 @@ __device__ __forceinline__ void momentum_step(float (&w)[W], const float (&g)[W]
 }
 
 __global__ void __launch_bounds__(THREADS)
-    flat_sgd_sweep(struct flat_range r, float *m, struct flat_sgd a, const struct flat_scalars *s, bool whole)
+    flat_sgd_sweep(struct flat_range r, float *m, struct flat_sgd_args a, const struct flat_scalars *s,
+                   bool whole)
 {
     if (skips(s))
         return;
@@ -142,7 +143,7 @@ __global__ void __launch_bounds__(THREADS)
 
 /* log_beta: ln β, so that 1 - βᵗ = -expm1(t·ln β) to full precision. */
 __global__ void __launch_bounds__(THREADS)
-    flat_adamw_sweep(struct flat_range r, float *m, float *v, struct flat_adamw a, double log_beta1,
+    flat_adamw_sweep(struct flat_range r, float *m, float *v, struct flat_adamw_args a, double log_beta1,
                      double log_beta2, const struct step_ctx *step, const struct flat_scalars *s, bool whole)
 {
     __shared__ float once[2];
@@ -184,7 +185,7 @@ __global__ void __launch_bounds__(THREADS)
 }
 
 /* A block is a chunk: Σw² and Σg² of it. */
-__global__ void __launch_bounds__(THREADS) flat_lars_sums(struct flat_lars a, bool whole)
+__global__ void __launch_bounds__(THREADS) flat_lars_sums(struct flat_lars_args a, bool whole)
 {
     const struct flat_chunk c = a.chunks[blockIdx.x];
     const double ww = block_sumsq(a.w + c.first, 0, c.count, whole && c.first % W == 0);
@@ -197,7 +198,8 @@ __global__ void __launch_bounds__(THREADS) flat_lars_sums(struct flat_lars a, bo
 }
 
 /* A warp is a tensor. */
-__global__ void __launch_bounds__(THREADS) flat_lars_trust(struct flat_lars a, const struct flat_scalars *s)
+__global__ void __launch_bounds__(THREADS)
+    flat_lars_trust(struct flat_lars_args a, const struct flat_scalars *s)
 {
     const int64_t i = (int64_t)blockIdx.x * (THREADS / WARP_LANES) + threadIdx.x / WARP_LANES;
     double ww = 0, gg = 0;
@@ -220,7 +222,7 @@ __global__ void __launch_bounds__(THREADS) flat_lars_trust(struct flat_lars a, c
 
 /* A block is a chunk. */
 __global__ void __launch_bounds__(THREADS)
-    flat_lars_sweep(struct flat_lars a, const struct flat_scalars *s, bool whole_range)
+    flat_lars_sweep(struct flat_lars_args a, const struct flat_scalars *s, bool whole_range)
 {
     if (skips(s))
         return;
@@ -328,7 +330,7 @@ cudaError_t flat_vote(const double *loss, int counts, const struct flat_request 
     return cudaGetLastError();
 }
 
-cudaError_t flat_sgd(const struct flat_range *r, float *m, const struct flat_sgd *a,
+cudaError_t flat_sgd(const struct flat_range *r, float *m, const struct flat_sgd_args *a,
                      const struct flat_scalars *s, cudaStream_t stream)
 {
     if (r->n < 0)
@@ -340,7 +342,7 @@ cudaError_t flat_sgd(const struct flat_range *r, float *m, const struct flat_sgd
     return cudaGetLastError();
 }
 
-cudaError_t flat_adamw(const struct flat_range *r, float *m, float *v, const struct flat_adamw *a,
+cudaError_t flat_adamw(const struct flat_range *r, float *m, float *v, const struct flat_adamw_args *a,
                        const struct step_ctx *step, const struct flat_scalars *s, cudaStream_t stream)
 {
     if (r->n < 0 || !(a->beta1 >= 0 && a->beta1 < 1 && a->beta2 >= 0 && a->beta2 < 1))
@@ -372,7 +374,7 @@ int64_t flat_chunks(struct flat_tensor *tensors, int64_t n_tensors, struct flat_
     return n;
 }
 
-cudaError_t flat_lars(const struct flat_lars *a, const struct flat_scalars *s, cudaStream_t stream)
+cudaError_t flat_lars(const struct flat_lars_args *a, const struct flat_scalars *s, cudaStream_t stream)
 {
     const bool whole = aligned(a->w, 16) && aligned(a->g, 16) && aligned(a->m, 16) && aligned(a->bf16, 8);
     const int tensors_per_block = THREADS / WARP_LANES;

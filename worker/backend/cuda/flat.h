@@ -63,22 +63,22 @@ struct flat_range {
  *
  * where clip = min(1, max_norm/(grad_norm + 1e-6)). keep_grad != 0 leaves that g in the gradients; 0 saves
  * writing it. */
-struct flat_sgd {
+struct flat_sgd_args {
     float momentum, weight_decay;
     int nesterov, keep_grad;
 };
-cudaError_t flat_sgd(const struct flat_range *r, float *m, const struct flat_sgd *a,
+cudaError_t flat_sgd(const struct flat_range *r, float *m, const struct flat_sgd_args *a,
                      const struct flat_scalars *s, cudaStream_t stream);
 
 /* As torch.optim.AdamW, the number of updates being step->step + 1:
  *
  *   w -= lr·wd·w;  m += (1-β₁)(g - m);  v = β₂v + (1-β₂)g²;  w -= lr/(1-β₁ᵗ)·m/(√v/√(1-β₂ᵗ) + eps)
  */
-struct flat_adamw {
+struct flat_adamw_args {
     double beta1, beta2; /* below 1 */
     float eps, weight_decay;
 };
-cudaError_t flat_adamw(const struct flat_range *r, float *m, float *v, const struct flat_adamw *a,
+cudaError_t flat_adamw(const struct flat_range *r, float *m, float *v, const struct flat_adamw_args *a,
                        const struct step_ctx *step, const struct flat_scalars *s, cudaStream_t stream);
 
 /* LARS works on all tensors at once, from two tables in device memory that are made once. A chunk lies within
@@ -104,7 +104,7 @@ int64_t flat_chunks(struct flat_tensor *tensors, int64_t n_tensors, struct flat_
  *   trust = eta·‖w‖/(‖clip·g‖ + wd·‖w‖ + eps), 1 when either norm is 0 or the tensor does not adapt
  *
  * Norms are per tensor, in fp64 over its chunks. */
-struct flat_lars {
+struct flat_lars_args {
     const struct flat_tensor *tensors; /* in device memory, as chunks */
     const struct flat_chunk *chunks;
     int64_t n_tensors, n_chunks;
@@ -116,7 +116,7 @@ struct flat_lars {
     float momentum;
     int nesterov;
 };
-cudaError_t flat_lars(const struct flat_lars *a, const struct flat_scalars *s, cudaStream_t stream);
+cudaError_t flat_lars(const struct flat_lars_args *a, const struct flat_scalars *s, cudaStream_t stream);
 
 /* ema = decay·ema + (1-decay)·w */
 cudaError_t flat_ema(float *ema, const float *w, int64_t n, double decay, const struct flat_scalars *s,
