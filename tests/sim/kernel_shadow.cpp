@@ -344,13 +344,21 @@ std::vector<cusim::Range> cusim::shadow_ranges()
 }
 
 #if !defined(__SANITIZE_THREAD__) && !defined(__SANITIZE_ADDRESS__)
+static void aligned(uintptr_t a, size_t n)
+{
+    if (a % n && sh().active && a - sh().base < cusim::DEVICE_SPACE)
+        cuemu::die("misaligned address: %zu bytes at %p", n, reinterpret_cast<void *>(a));
+}
+
 #define READ_WRITE(n)                                                                                        \
     void __tsan_read##n(void *p)                                                                             \
     {                                                                                                        \
+        aligned(uintptr_t(p), n);                                                                            \
         access(uintptr_t(p), n, READ);                                                                       \
     }                                                                                                        \
     void __tsan_write##n(void *p)                                                                            \
     {                                                                                                        \
+        aligned(uintptr_t(p), n);                                                                            \
         access(uintptr_t(p), n, WRITE);                                                                      \
     }                                                                                                        \
     void __tsan_unaligned_read##n(void *p)                                                                   \
