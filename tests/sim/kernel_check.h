@@ -102,15 +102,16 @@ inline float uniform(uint32_t stream, int64_t i)
     return 2 * philox_unit(b.v[i % 4]) - 1;
 }
 
-/* n elements of device memory, `shift` elements past an aligned address, between guards that nobody may
- * change.
- */
+/* n elements of device memory, `shift` elements past an aligned address. A guard that nobody may change lies
+ * before them; one lies behind them when shift is not 0, else the block of memory ends there, where the
+ * simulator also sees a read. */
 template <class T> class Array
 {
   public:
-    explicit Array(int64_t n, int shift = 0) : n_(n), at_(GUARD / (int)sizeof(T) + shift)
+    explicit Array(int64_t n, int shift = 0)
+        : n_(n), at_(GUARD / (int)sizeof(T) + shift), behind_(shift ? at_ : 0)
     {
-        const size_t bytes = (size_t)(n + 2 * at_) * sizeof(T);
+        const size_t bytes = (size_t)(n + at_ + behind_) * sizeof(T);
 
         CUDA_OK(cudaMalloc((void **)&base_, bytes));
         std::vector<char> all(bytes, 0x5a);
@@ -120,7 +121,7 @@ template <class T> class Array
     Array &operator=(const Array &) = delete;
     ~Array()
     {
-        std::vector<unsigned char> all((size_t)(n_ + 2 * at_) * sizeof(T));
+        std::vector<unsigned char> all((size_t)(n_ + at_ + behind_) * sizeof(T));
 
         read(all.data(), base_, all.size());
         for (size_t i = 0; i < all.size(); i++)
@@ -167,9 +168,16 @@ template <class T> class Array
     }
 
     int64_t n_;
-    unsigned at_;
+    unsigned at_, behind_; /* elements before and behind */
     T *base_ = nullptr;
 };
+
+/* Which arrays of a case are one element off an aligned address, a bit each: none, all, or one of them. */
+enum { ALIGNED = 0, ALL_OFF = 0xff };
+inline int off(int bits, int array)
+{
+    return bits >> array & 1;
+}
 
 /* What a step draws by, in device memory. */
 class Step

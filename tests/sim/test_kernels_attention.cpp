@@ -17,7 +17,7 @@ struct shape_case {
     int64_t h, T, N, ld;
     float p;
     int64_t key0;
-    int shift;     /* elements off an aligned address */
+    int shift;     /* which arrays are off an aligned address */
     float scale;   /* of the scores */
     bool in_place; /* fp32 only */
 };
@@ -64,8 +64,9 @@ template <class T>
 static struct results<T> run(const struct shape_case &c, const struct attention_tile &tile,
                              const struct attention_dropout &drop, Hash *h) {
     const int64_t count = c.h * c.T * c.ld;
-    Array<float> scores(count, c.shift), dweights(count, c.shift), max(c.h *tile.n), sum(c.h *tile.n);
-    Array<T> weights(count, c.shift), dscores(count, c.shift);
+    Array<float> scores(count, off(c.shift, 0)), dweights(count, off(c.shift, 1)), max(c.h *tile.n),
+        sum(c.h *tile.n);
+    Array<T> weights(count, off(c.shift, 2)), dscores(count, off(c.shift, 3));
     struct results<T> r;
     const bool in_place = c.in_place && DTYPE<T> == DTYPE_F32;
     void *w = in_place ? (void *)scores.ptr() : weights.ptr();
@@ -233,8 +234,12 @@ static void cases(Hash *h)
         tile_case<float>({heads, T, N, N, 0, 0, 0, 4, true}, h);
         tile_case<float>({heads, T, N, whole + 4, 0.5f, 4, 0, 8, false}, h);
         tile_case<bf16>({heads, T, N, whole, 0.5f, 8, 0, 4, false}, h);
-        tile_case<float>({heads, T, N, N, 0.1f, 4001, 1, 30, true}, h);
+        tile_case<float>({heads, T, N, N, 0.1f, 4001, ALL_OFF, 30, true}, h);
         tile_case<bf16>({heads, T, N, N + 1, 0.1f, 6, 0, 4, false}, h);
+    }
+    for (int array = 0; array < 4; array++) {
+        tile_case<float>({2, 3, 40, 40, 0.5f, 0, 1 << array, 4, false}, h);
+        tile_case<bf16>({2, 3, 40, 40, 0.5f, 0, 1 << array, 4, false}, h);
     }
     tile_case<float>({2, 3, 50, 50, 1, 3, 0, 1, false}, h);
     tile_case<bf16>({2, 0, 50, 50, 0.5f, 0, 0, 1, false}, h);

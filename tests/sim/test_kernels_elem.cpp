@@ -21,7 +21,7 @@ static double gelu_slope(double x)
 
 template <class T> static void act_case(enum act_kind kind, int64_t n, int shift, Hash *h)
 {
-    Array<T> x(n, shift), y(n, shift), dy(n, shift), dx(n, shift);
+    Array<T> x(n, off(shift, 0)), y(n, off(shift, 1)), dy(n, off(shift, 2)), dx(n, off(shift, 1));
     std::vector<T> vx = x.fill(1, 4), vdy = dy.fill(2), old = dx.fill(3);
     const double rel = ROUNDING<T> + 4e-7;
 
@@ -91,7 +91,7 @@ static void nan_cases(void)
 
 template <class T> static void sum_case(int64_t n, int shift, Hash *h)
 {
-    Array<T> a(n, shift), b(n, shift), y(n, shift);
+    Array<T> a(n, off(shift, 0)), b(n, off(shift, 2)), y(n, off(shift, 1));
     std::vector<T> va = a.fill(1, 100), vb = b.fill(2, 100), got;
 
     if constexpr (sizeof(T) != 8 && !std::is_same_v<T, int32_t>) {
@@ -134,8 +134,8 @@ template <class T> static void sum_case(int64_t n, int shift, Hash *h)
 
 template <class S, class D> static void cast_case(int64_t n, int shift, Hash *h)
 {
-    Array<S> x(n, shift);
-    Array<D> y(n, shift);
+    Array<S> x(n, off(shift, 0));
+    Array<D> y(n, off(shift, 1));
     std::vector<S> vx = x.fill(1, 3);
     std::vector<D> old = y.fill(2);
 
@@ -156,7 +156,7 @@ template <class S, class D> static void cast_case(int64_t n, int shift, Hash *h)
 template <class T> static void dropout_case(int64_t rows, int64_t width, float p, int shift, Hash *h)
 {
     const int64_t n = rows * width, first = 1000003;
-    Array<T> x(n, shift), y(n, shift);
+    Array<T> x(n, off(shift, 0)), y(n, off(shift, 1));
     std::vector<T> vx = x.fill(1), old = y.fill(2);
     Step step(0x123456789abcdef0ull, 4000000123ull);
     const struct elem_dropout_args d = {rows, width, first, p, 42, step.ptr()};
@@ -201,7 +201,7 @@ template <class T> static void cases_of(Hash *h)
     static const int64_t WIDTHS[] = {1, 3, 4, 5, 8, 63, 64, 257};
 
     for (int64_t n : SIZES) {
-        for (int shift = 0; shift < 2; shift++) {
+        for (int shift : {(int)ALIGNED, (int)ALL_OFF, 1, 2, 4}) {
             act_case<T>(ACT_RELU, n, shift, h);
             act_case<T>(ACT_GELU, n, shift, h);
             sum_case<T>(n, shift, h);
@@ -210,6 +210,7 @@ template <class T> static void cases_of(Hash *h)
     for (int64_t width : WIDTHS) {
         dropout_case<T>(7, width, 0.5f, 0, h);
         dropout_case<T>(3, width, 0.1f, 1, h);
+        dropout_case<T>(3, width, 0.1f, 2, h);
     }
     dropout_case<T>(0, 8, 0.5f, 0, h);
     dropout_case<T>(5, 24, 0, 0, h);
@@ -221,7 +222,7 @@ static void cases(Hash *h)
     cases_of<float>(h);
     cases_of<bf16>(h);
     for (int64_t n : SIZES) {
-        for (int shift = 0; shift < 2; shift++) {
+        for (int shift : {(int)ALIGNED, (int)ALL_OFF, 1, 2, 4}) {
             sum_case<double>(n, shift, h);
             sum_case<int32_t>(n, shift, h);
             cast_case<float, bf16>(n, shift, h);

@@ -25,8 +25,8 @@ static double clip_of(const struct flat_scalars &s)
 /* Weights, gradients, two states and a bf16 copy, as they were and as they are. */
 struct state {
     state(int64_t n, int shift)
-        : w(n, shift), g(n, shift), m(n, shift), v(n, shift), half(n, shift), w0(w.fill(1)), g0(g.fill(2, 3)),
-          m0(m.fill(3)), v0((size_t)n)
+        : w(n, off(shift, 0)), g(n, off(shift, 1)), m(n, off(shift, 2)), v(n, off(shift, 3)),
+          half(n, off(shift, 4)), w0(w.fill(1)), g0(g.fill(2, 3)), m0(m.fill(3)), v0((size_t)n)
     {
         for (int64_t i = 0; i < n; i++)
             v0[i] = fabsf(uniform(4, i)); /* a sum of squares */
@@ -320,12 +320,12 @@ static void cases(Hash *h)
         for (int shift = 0; shift < 2; shift++) {
             Hash sum;
 
-            sgd_case(n, shift, false, true, 0, h);
-            sgd_case(n, shift, true, false, 1, h);
-            sgd_case(n, shift, true, true, 100, h);
-            adamw_case(n, shift, 0, 0.9, h);
-            adamw_case(n, shift, 100000, 0, h);
-            ema_case(n, shift, h);
+            sgd_case(n, shift ? ALL_OFF : ALIGNED, false, true, 0, h);
+            sgd_case(n, shift ? ALL_OFF : ALIGNED, true, false, 1, h);
+            sgd_case(n, shift ? ALL_OFF : ALIGNED, true, true, 100, h);
+            adamw_case(n, shift ? ALL_OFF : ALIGNED, 0, 0.9, h);
+            adamw_case(n, shift ? ALL_OFF : ALIGNED, 100000, 0, h);
+            ema_case(n, shift ? ALL_OFF : ALIGNED, h);
             scale_case(n, shift);
             sumsq_case(n, shift, &sum);
             bits[shift] = sum.h;
@@ -333,8 +333,14 @@ static void cases(Hash *h)
         CHECK(bits[0] == bits[1], "sum of %lld squares: other bits off an aligned address", (long long)n);
     }
     sumsq_case(9000001, 0, h); /* more steps than partial sums */
-    for (int k = 0; k < 4; k++)
-        lars_case(k & 1, k >> 1, h);
+    for (int array = 0; array < 5; array++) {
+        sgd_case(1000, 1 << array, false, true, 0, h);
+        adamw_case(1000, 1 << array, 5, 0.9, h);
+        ema_case(1000, 1 << array, h);
+        lars_case(1 << array, array & 1, h);
+    }
+    for (bool nesterov : {false, true})
+        lars_case(nesterov ? ALL_OFF : ALIGNED, nesterov, h);
     skip_case(1, 0);
     skip_case(0, 3);
     skip_case(0, NAN);
