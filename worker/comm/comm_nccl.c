@@ -268,27 +268,32 @@ static int nccl_barrier(struct comm *c, struct err *e)
 
 /* ------------------------------------------------------------------ all-reduces in flight */
 
-static int request_get(struct comm_nccl *m, struct request **out, struct err *e)
+static int request_record(struct comm_nccl *m, struct request *r, struct err *e)
+{
+    if (!r->done)
+        CUDA_TRY(e, cudaEventCreateWithFlags(&r->done, cudaEventDisableTiming));
+    CUDA_TRY(e, cudaEventRecord(r->done, m->side));
+    return 0;
+}
+
+static struct request *request_get(struct comm_nccl *m)
 {
     struct request *r = m->free_requests;
 
-    if (!r) {
-        r = xcalloc(1, sizeof *r);
-        r->next = m->requests;
-        m->requests = r;
-        CUDA_TRY(e, cudaEventCreateWithFlags(&r->done, cudaEventDisableTiming));
-    } else {
+    if (r) {
         m->free_requests = r->next_free;
+        return r;
     }
-    *out = r;
-    return 0;
+    r = xcalloc(1, sizeof *r);
+    r->next = m->requests;
+    m->requests = r;
+    return r;
 }
 
 static int nccl_all_reduce_start(struct comm *c, void *buf, size_t n, enum dtype t, struct comm_req *out,
                                  struct err *e)
 {
     struct comm_nccl *m = nccl_of(c);
-    struct request *r;
 
     out->handle = NULL;
     if (usable(m, "all-reduce", e) < 0)
@@ -297,11 +302,10 @@ static int nccl_all_reduce_start(struct comm *c, void *buf, size_t n, enum dtype
         return 0;
     CUDA_TRY(e, cudaEventRecord(m->ready, m->compute));
     CUDA_TRY(e, cudaStreamWaitEvent(m->side, m->ready, 0));
-    if (all_reduce_on(m, m->side, buf, n, t, e) < 0 || request_get(m, &r, e) < 0)
+    if (all_reduce_on(m, m->side, buf, n, t, e) < 0)
         return -1;
-    CUDA_TRY(e, cudaEventRecord(r->done, m->side));
-    out->handle = r;
-    return 0;
+    out->handle = request_get(m);
+    return request_record(m, out->handle, e);
 }
 
 /* The event may be recorded again at once: who waits for it waits for the record that was the last. */
