@@ -16,7 +16,7 @@ enum { PATH_BYTES = 4096, POLL_MS = 20, NAMED_RANKS = 8 };
 
 static int path_of(const struct rendezvous *r, const char *suffix, char out[PATH_BYTES], struct err *e)
 {
-    int n = snprintf(out, PATH_BYTES, "%s/%s.%s", r->dir, r->name, suffix);
+    const int n = snprintf(out, PATH_BYTES, "%s/%s.%s", r->dir, r->name, suffix);
 
     return n < PATH_BYTES ? 0 : err_set(e, "rendezvous: the path %s/%s is too long", r->dir, r->name);
 }
@@ -177,14 +177,11 @@ static int share_root(const struct rendezvous *r, const void *blob, size_t bytes
     return 0;
 }
 
-static int share_other(const struct rendezvous *r, void *blob, size_t bytes, struct err *e)
+static int wait_for_blob(const struct rendezvous *r, const char *path, void *blob, size_t bytes,
+                         struct err *e)
 {
     const int64_t start = clock_mono_ns();
-    char path[PATH_BYTES];
 
-    if (path_of_rank(r, r->rank, path, e) < 0 || publish(path, "x", 1, e) < 0 ||
-        path_of(r, "blob", path, e) < 0)
-        return -1;
     for (;;) {
         int rc = try_read(path, blob, bytes, e);
 
@@ -196,6 +193,20 @@ static int share_other(const struct rendezvous *r, void *blob, size_t bytes, str
                                 r->dir, r->rank, r->timeout_ms / 1000, r->size);
         nap();
     }
+}
+
+static int share_other(const struct rendezvous *r, void *blob, size_t bytes, struct err *e)
+{
+    char own[PATH_BYTES], path[PATH_BYTES];
+    int rc;
+
+    if (path_of_rank(r, r->rank, own, e) < 0 || path_of(r, "blob", path, e) < 0 ||
+        publish(own, "x", 1, e) < 0)
+        return -1;
+    rc = wait_for_blob(r, path, blob, bytes, e);
+    if (rc < 0)
+        unlink(own); /* rank 0 removes those it has seen */
+    return rc;
 }
 
 int rendezvous_share(const struct rendezvous *r, void *blob, size_t bytes, struct err *e)
