@@ -16,6 +16,16 @@
             fail_msg("%s: %s", #call, cudaGetErrorString(status_));                                          \
     } while (0)
 
+/* What a test program without a device returns: "skipped" to ctest. */
+enum { EXIT_SKIPPED = 77 };
+
+static inline int device_missing(void)
+{
+    int n = 0;
+
+    return cudaGetDeviceCount(&n) != cudaSuccess || n == 0;
+}
+
 static inline void *device_new(size_t bytes)
 {
     void *p = NULL;

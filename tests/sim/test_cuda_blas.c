@@ -295,5 +295,5 @@ int main(void)
         cmocka_unit_test(test_empty),     cmocka_unit_test(test_capture_and_text),
     };
 
-    return cmocka_run_group_tests(tests, NULL, NULL);
+    return device_missing() ? EXIT_SKIPPED : cmocka_run_group_tests(tests, NULL, NULL);
 }
