@@ -8,6 +8,7 @@
 #include <sys/mman.h>
 #include "tests/sim/cuemu.h"
 #include "tests/sim/kernel_shadow.h"
+#include "tests/sim/sim.h"
 
 #if defined(__SANITIZE_ADDRESS__)
 #include <sanitizer/common_interface_defs.h>
@@ -55,7 +56,7 @@ struct Machine {
     char *dynamic_end = nullptr; /* a page that may not be touched begins here */
     size_t dynamic_bytes = 0;
     void *scheduler_sp = nullptr;
-    const std::function<void()> *body = nullptr;
+    std::function<void()> body;
     const char *kernel = nullptr;
     unsigned current = 0;
     int barrier_result = 0;
@@ -84,6 +85,8 @@ void set_up()
     m.stacks = static_cast<char *>(map(MAX_THREADS * STACK_BYTES));
     for (unsigned t = 0; t < MAX_THREADS; t++)
         mprotect(m.stacks + t * STACK_BYTES, PAGE, PROT_NONE);
+    cusim::on_stack_fault(
+        [](uintptr_t a) { return a - reinterpret_cast<uintptr_t>(m.stacks) < MAX_THREADS * STACK_BYTES; });
     char *dynamic = static_cast<char *>(map(DYNAMIC_BYTES + PAGE));
     m.dynamic_end = dynamic + DYNAMIC_BYTES;
     mprotect(m.dynamic_end, PAGE, PROT_NONE);
@@ -120,7 +123,7 @@ void to_scheduler(bool last)
 void fiber_main()
 {
     announce_arrive(nullptr, true);
-    (*m.body)();
+    m.body();
     m.threads[m.current].state = State::DONE;
     to_scheduler(true);
     __builtin_trap();
@@ -394,7 +397,7 @@ void run_grid(const char *name, dim3 grid, dim3 block, size_t smem_bytes, const 
     if (!m.stacks)
         set_up();
     m.kernel = name;
-    m.body = &body;
+    m.body = body;
     m.dynamic_bytes = (smem_bytes + 15) & ~size_t(15);
     if (!n || n > MAX_THREADS || m.dynamic_bytes > DYNAMIC_BYTES)
         die("a block of %u threads with %zu bytes of dynamic shared memory", n, smem_bytes);
@@ -413,11 +416,3 @@ void run_grid(const char *name, dim3 grid, dim3 block, size_t smem_bytes, const 
 }
 
 } // namespace cuemu
-
-/* Until the runtime double is linked: at once. */
-__attribute__((weak)) void cuemu::enqueue(const char *name, dim3 grid, dim3 block, size_t smem_bytes,
-                                          cudaStream_t, std::function<void()> body)
-{
-    if (grid.x && grid.y && grid.z)
-        run_grid(name, grid, block, smem_bytes, body);
-}

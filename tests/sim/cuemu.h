@@ -36,6 +36,7 @@
 #include <cuda_runtime_api.h>
 #include <vector_functions.h>
 #include <cuda_bf16.h>
+#include "tests/sim/kernel_shadow.h"
 
 #undef __global__
 #undef __device__
@@ -89,15 +90,23 @@ void run_grid(const char *name, dim3 grid, dim3 block, size_t smem_bytes, const 
 void enqueue(const char *name, dim3 grid, dim3 block, size_t smem_bytes, cudaStream_t stream,
              std::function<void()> body);
 
+template <class... P> struct Call {
+    void (*kernel)(P...);
+    std::tuple<P...> arguments;
+};
+
 /* Arguments are converted and copied at the launch, as CUDA does. */
 template <class... P, class... A>
 void launch(const char *name, void (*kernel)(P...), dim3 grid, dim3 block, size_t smem_bytes,
             cudaStream_t stream, A... args)
 {
     static_assert(sizeof...(P) == sizeof...(A), "the kernel has another number of parameters");
-    std::tuple<P...> values(static_cast<P>(args)...);
+    Call<P...> call{kernel, std::tuple<P...>(static_cast<P>(args)...)};
 
-    enqueue(name, grid, block, smem_bytes, stream, [kernel, values] { std::apply(kernel, values); });
+    enqueue(name, grid, block, smem_bytes, stream, [call] {
+        shadow_arguments(&call, sizeof call);
+        std::apply(call.kernel, call.arguments);
+    });
 }
 
 template <class T> uint64_t to_bits(T v)
@@ -127,7 +136,7 @@ template <class T> T shuffle(unsigned mask, T v, unsigned lane)
 #define blockIdx (cuemu::now.block)
 #define blockDim (cuemu::now.block_dim)
 #define gridDim (cuemu::now.grid_dim)
-#define warpSize 32
+constexpr int warpSize = 32;
 
 #define BF_LAUNCH(kernel, grid, block, smem_bytes, stream, ...)                                              \
     cuemu::launch(#kernel, kernel, grid, block, smem_bytes, stream, __VA_ARGS__)

@@ -16,6 +16,8 @@ struct shadow_launch {
 };
 
 void shadow_begin(const shadow_launch &launch);
+/* Where the arguments of the launch are kept: kernels may read there. */
+void shadow_arguments(const void *p, size_t bytes);
 void shadow_end();
 void shadow_block(unsigned block);
 void shadow_thread(unsigned thread); /* runs from here on */
