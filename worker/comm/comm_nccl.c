@@ -107,6 +107,7 @@ int comm_nccl_wait_stream(struct comm *c, void *stream, const char *what, struct
             return 0;
         if (s != cudaErrorNotReady)
             CUDA_TRY(e, s);
+        (void)cudaGetLastError(); /* else the next launch would be told of it */
         if (n_polls % 256 == 255) {
             if (poll_async(m, &state, what, e) < 0)
                 return -1;

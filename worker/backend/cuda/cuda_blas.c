@@ -288,19 +288,21 @@ static void check_product(const struct cuda_gemm *g)
     ASSERT((g->epilogue == CUDA_EPILOGUE_NONE) == !g->bias);
 }
 
-/* k = 0: an empty sum. */
+/* k = 0: an empty sum. Rows that follow each other are cleared at once. */
 static int gemm_empty(struct cuda_blas *b, const struct cuda_gemm *g, struct err *e)
 {
-    const size_t size = dtype_bytes(g->c_type);
+    const size_t size = dtype_bytes(g->c_type), row = (size_t)g->n * size;
+    const int64_t batch = g->batch > 1 ? g->batch : 1, step = g->ldc == g->n ? g->m : 1;
 
     if (g->epilogue == CUDA_EPILOGUE_BIAS || g->epilogue == CUDA_EPILOGUE_BIAS_RELU ||
         (g->beta != 0 && g->beta != 1))
         return err_set(e, "cuda: a product over no elements with a bias, or scaled");
     if (g->epilogue == CUDA_EPILOGUE_BIAS_GRAD)
         CUDA_TRY(e, cudaMemsetAsync(g->bias, 0, (size_t)g->m * size, b->stream));
-    for (int64_t i = 0; g->beta == 0 && i < (g->batch > 1 ? g->batch : 1); i++)
-        CUDA_TRY(e, cudaMemset2DAsync((char *)g->c + (size_t)(i * g->stride_c) * size, (size_t)g->ldc * size,
-                                      0, (size_t)g->n * size, (size_t)g->m, b->stream));
+    for (int64_t z = 0; g->beta == 0 && z < batch; z++)
+        for (int64_t i = 0; i < g->m; i += step)
+            CUDA_TRY(e, cudaMemsetAsync((char *)g->c + (size_t)(z * g->stride_c + i * g->ldc) * size, 0,
+                                        row * (size_t)step, b->stream));
     return 0;
 }
 

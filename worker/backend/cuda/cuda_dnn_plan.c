@@ -424,30 +424,29 @@ static float candidate_ms(struct stopwatch *w, const struct candidate *c)
     return ms;
 }
 
-/* The index of the fastest; the first when none could be measured, whose run will then say why. */
+/* The index of the fastest; the first when there is no memory to measure, or none of them runs. */
 static int fastest(cudnnHandle_t handle, cudaStream_t stream, const struct conv_problem *p,
-                   const struct candidate *c, int n, int *best, struct err *e)
+                   const struct candidate *c, int n)
 {
     struct stopwatch w = {.handle = handle, .stream = stream};
     size_t workspace_bytes = 0;
     float best_ms = -1;
-    int rc;
+    int best = 0, ready;
 
-    *best = 0;
     for (int i = 0; i < n; i++)
         if (c[i].workspace_bytes > workspace_bytes)
             workspace_bytes = c[i].workspace_bytes;
-    rc = stopwatch_init(&w, p, workspace_bytes, e);
-    for (int i = 0; rc == 0 && i < n; i++) {
+    ready = stopwatch_init(&w, p, workspace_bytes, NULL) == 0;
+    for (int i = 0; ready && i < n; i++) {
         const float ms = candidate_ms(&w, &c[i]);
 
         if (ms >= 0 && (best_ms < 0 || ms < best_ms)) {
             best_ms = ms;
-            *best = i;
+            best = i;
         }
     }
     stopwatch_done(&w);
-    return rc;
+    return best;
 }
 
 int conv_plan_create(cudnnHandle_t handle, cudaStream_t stream, const struct conv_problem *p,
@@ -457,7 +456,7 @@ int conv_plan_create(cudnnHandle_t handle, cudaStream_t stream, const struct con
     const int max = timed ? MAX_TIMED : 1;
     struct candidate c[MAX_TIMED];
     desc_t graph;
-    int n, best = 0, rc = 0;
+    int n, best;
 
     if (graph_create(handle, plan, p, &graph, e) < 0)
         return -1;
@@ -468,19 +467,17 @@ int conv_plan_create(cudnnHandle_t handle, cudaStream_t stream, const struct con
         return err_set(e, "cuDNN has no engine for it within %zu MiB of workspace%s%s",
                        p->options.workspace_limit >> 20, p->options.deterministic ? ", deterministic" : "",
                        p->options.dtype == DTYPE_F32 && !p->options.allow_tf32 ? ", without TF32" : "");
-    if (n > 1)
-        rc = fastest(handle, stream, p, c, n, &best, e);
-    if (rc == 0) {
-        plan->plan = c[best].plan;
-        plan->workspace_bytes = c[best].workspace_bytes;
-        config_text(c[best].config, plan->text, sizeof(plan->text));
-        ASSERT(plan->n_descs < CONV_DESCS);
-        plan->descs[plan->n_descs++] = c[best].config;
-        c[best] = (struct candidate){0};
-    }
+    best = n > 1 ? fastest(handle, stream, p, c, n) : 0;
+    plan->plan = c[best].plan;
+    plan->workspace_bytes = c[best].workspace_bytes;
+    config_text(c[best].config, plan->text, sizeof(plan->text));
+    ASSERT(plan->n_descs < CONV_DESCS);
+    plan->descs[plan->n_descs++] = c[best].config;
+    c[best] = (struct candidate){0};
     for (int i = 0; i < n; i++)
         candidate_destroy(&c[i]);
-    return rc;
+    (void)cudaGetLastError(); /* of what was tried in vain; else the next launch would be told of it */
+    return 0;
 }
 
 void conv_plan_destroy(struct conv_plan *plan)
