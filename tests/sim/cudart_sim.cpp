@@ -347,6 +347,40 @@ cudaError_t cudaMemset(void *dst, int value, size_t n)
     return cudaMemsetAsync(dst, value, n, nullptr);
 }
 
+cudaError_t cudaMemset2DAsync(void *dst, size_t pitch, int value, size_t width, size_t height, cudaStream_t s)
+{
+    Lock lock;
+    Op op;
+    char *p = static_cast<char *>(dst);
+
+    op.name = "memset of " + std::to_string(width) + "x" + std::to_string(height) + " bytes";
+    if (width > pitch)
+        return cusim::set_error(cudaErrorInvalidValue);
+    if (!width || !height)
+        return cudaSuccess;
+    cusim::require_device(op.name.c_str(), dst, (height - 1) * pitch + width);
+    for (size_t i = 0; i < height; i++)
+        op.writes(p + i * pitch, width);
+    op.run = [=] {
+        for (size_t i = 0; i < height; i++)
+            memset(p + i * pitch, value, width);
+    };
+    cusim::stream_push(s, std::move(op));
+    return cudaSuccess;
+}
+
+cudaError_t cudaMemcpy2DAsync(void *dst, size_t dst_pitch, const void *src, size_t src_pitch, size_t width,
+                              size_t height, cudaMemcpyKind k, cudaStream_t s)
+{
+    Lock lock;
+    cudaError_t e = cudaSuccess;
+
+    for (size_t i = 0; i < height && e == cudaSuccess; i++)
+        e = copy(static_cast<char *>(dst) + i * dst_pitch, static_cast<const char *>(src) + i * src_pitch,
+                 width, k, s, false);
+    return e;
+}
+
 cudaError_t cudaLaunchHostFunc(cudaStream_t s, cudaHostFn_t fn, void *arg)
 {
     Lock lock;
