@@ -276,11 +276,84 @@ static void test_capture(void **state)
     CUDA_OK(cudaStreamDestroy(stream));
 }
 
+/* The same bits each time, where that is asked for. */
+static void test_deterministic(void **state)
+{
+    (void)state;
+    const struct cuda_conv_options o = {.dtype = DTYPE_F32,
+                                        .deterministic = true,
+                                        .workspace_limit = 64 << 20};
+    const struct cuda_conv_shape s = {16, 9, 9, 8, 9, 9, 8, 1, 3, 1, 1};
+    const size_t nx = count_x(&s), ny = count_y(&s), nw = count_w(&s);
+    cudaStream_t stream;
+    struct cuda_dnn *d = dnn_new(&stream);
+    struct cuda_conv *c = get(d, &s, &o, CUDA_CONV_BACKWARD_WEIGHTS);
+    void *workspace = device_new(cuda_conv_workspace_bytes(c));
+    float *v = numbers_new(nx + ny, 5), *first = malloc(nw * sizeof *first),
+          *again = malloc(nw * sizeof *again);
+    struct err e = ERR_INIT;
+
+    for (size_t i = 0; i < nx + ny; i++)
+        v[i] = v[i] * 0.3f + 0.1f; /* sums round */
+    void *x = device_upload(v, nx, DTYPE_F32), *dy = device_upload(v + nx, ny, DTYPE_F32);
+    void *dw = device_new(nw * sizeof(float));
+    assert_int_equal(cuda_conv_backward_weights(c, x, dy, dw, workspace, &e), 0);
+    device_download(first, dw, nw, DTYPE_F32);
+    for (int i = 0; i < 5; i++) {
+        assert_int_equal(cuda_conv_backward_weights(c, x, dy, dw, workspace, &e), 0);
+        device_download(again, dw, nw, DTYPE_F32);
+        assert_memory_equal(first, again, nw * sizeof *first);
+    }
+    void *device[] = {x, dy, dw, workspace};
+    for (int i = 0; i < 4; i++)
+        CUDA_OK(cudaFree(device[i]));
+    free(v);
+    free(first);
+    free(again);
+    cuda_dnn_destroy(d);
+    CUDA_OK(cudaStreamDestroy(stream));
+}
+
+#ifdef BF_SIM
+/* Of the simulator's engines 0 is fast but not deterministic, 1 is exact, and 2 is TF32; they want 1 MiB,
+ * 4 KiB and 64 KiB of workspace. */
+static void test_choice(void **state)
+{
+    (void)state;
+    static const struct {
+        struct cuda_conv_options o;
+        const char *text;
+    } cases[] = {
+        {{.dtype = DTYPE_F32, .workspace_limit = 64 << 20}, "forward eng0_k"},
+        {{.dtype = DTYPE_F32, .deterministic = true, .workspace_limit = 64 << 20}, "forward eng1_k"},
+        {{.dtype = DTYPE_F32, .deterministic = true, .timed = true, .workspace_limit = 64 << 20},
+         "forward eng1_k"},
+        {{.dtype = DTYPE_F32, .deterministic = true, .allow_tf32 = true, .workspace_limit = 64 << 20},
+         "forward eng2_k"},
+        {{.dtype = DTYPE_BF16, .deterministic = true, .workspace_limit = 64 << 20}, "forward eng1_k"},
+        {{.dtype = DTYPE_BF16, .workspace_limit = 4096}, "forward eng1_k"},
+        {{.dtype = DTYPE_F32, .allow_tf32 = true, .workspace_limit = 64 << 10}, "forward eng2_k"},
+    };
+    cudaStream_t stream;
+    struct cuda_dnn *d = dnn_new(&stream);
+
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        struct cuda_conv *c = get(d, &shapes[0], &cases[i].o, CUDA_CONV_FORWARD);
+
+        if (strncmp(cuda_conv_text(c), cases[i].text, strlen(cases[i].text)))
+            fail_msg("case %zu: %s", i, cuda_conv_text(c));
+    }
+    cuda_dnn_destroy(d);
+    CUDA_OK(cudaStreamDestroy(stream));
+}
+#endif
+
 /* What is not possible is an error that tells the shape. */
 static void test_refused(void **state)
 {
     (void)state;
     const struct cuda_conv_options o = {.dtype = DTYPE_F32, .workspace_limit = 64 << 20};
+    const struct cuda_conv_options tight = {.dtype = DTYPE_F32, .deterministic = true};
     struct cuda_conv_shape wrong = shapes[0];
     cudaStream_t stream;
     struct cuda_dnn *d = dnn_new(&stream);
@@ -291,6 +364,12 @@ static void test_refused(void **state)
     assert_non_null(
         strstr(e.msg, "convolution of (2, 5, 6, 3) to 4 channels, kernel 3, stride 1, f32 forward"));
     assert_non_null(strstr(e.msg, "cuDNN"));
+#ifdef BF_SIM
+    assert_null(cuda_conv_get(d, &shapes[0], &tight, CUDA_CONV_FORWARD, &e));
+    assert_non_null(
+        strstr(e.msg, "cuDNN has no engine for it within 0 MiB of workspace, deterministic, without"));
+#endif
+    (void)tight;
     cuda_dnn_destroy(d);
     CUDA_OK(cudaStreamDestroy(stream));
 }
@@ -311,8 +390,12 @@ static void test_reorder_sizes(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_passes),  cmocka_unit_test(test_cache),   cmocka_unit_test(test_pointers),
-        cmocka_unit_test(test_capture), cmocka_unit_test(test_refused), cmocka_unit_test(test_reorder_sizes),
+        cmocka_unit_test(test_passes),  cmocka_unit_test(test_cache),         cmocka_unit_test(test_pointers),
+        cmocka_unit_test(test_capture), cmocka_unit_test(test_deterministic),
+#ifdef BF_SIM
+        cmocka_unit_test(test_choice),
+#endif
+        cmocka_unit_test(test_refused), cmocka_unit_test(test_reorder_sizes),
     };
 
     return device_missing() ? EXIT_SKIPPED : cmocka_run_group_tests(tests, NULL, NULL);
