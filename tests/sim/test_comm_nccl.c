@@ -15,8 +15,13 @@ struct job {
     cudaStream_t compute, side;
 };
 
+/* j->host is there. */
 static struct comm_nccl_config job_streams(struct job *j, int timeout_ms)
 {
+    int n_devices;
+
+    CUDA_OK(cudaGetDeviceCount(&n_devices));
+    CUDA_OK(cudaSetDevice(j->host->rank % n_devices));
     CUDA_OK(cudaStreamCreateWithFlags(&j->compute, cudaStreamNonBlocking));
     CUDA_OK(cudaStreamCreateWithFlags(&j->side, cudaStreamNonBlocking));
     return (struct comm_nccl_config){.compute_stream = j->compute,
@@ -93,14 +98,20 @@ static void test_nonblocking(void **state)
     job_done(&j);
 }
 
-/* Every rank alone, over comm_single. */
+/* A rank alone, over comm_single; of more ranks all would use the first device. */
 static void test_alone(void **state)
 {
     (void)state;
     struct err e = ERR_INIT;
-    struct job j = {.host = comm_single_create()};
-    const struct comm_nccl_config cfg = job_streams(&j, TEST_TIMEOUT_MS);
+    struct job j = {0};
+    struct comm_nccl_config cfg;
+    int n_ranks;
 
+    MPI_Comm_size(MPI_COMM_WORLD, &n_ranks);
+    if (n_ranks > 1)
+        skip();
+    j.host = comm_single_create();
+    cfg = job_streams(&j, TEST_TIMEOUT_MS);
     j.c = comm_nccl_create(j.host, &cfg, &e);
     if (!j.c)
         fail_msg("%s", e.msg);
