@@ -105,10 +105,11 @@ void order_forget(uintptr_t begin, uintptr_t end);
 
 struct Op {
     std::string name;
-    std::vector<Range> ranges;  /* what it touches; a kernel's are found as it runs */
-    std::function<void()> run;  /* begins it */
-    std::function<bool()> poll; /* whether it is done; null: it is done when run() returns */
-    /* Called each time that it is put on a queue, also by the launch of a graph: sets run and poll. */
+    std::vector<Range> ranges;   /* what it touches; a kernel's are found as it runs */
+    std::function<bool()> ready; /* whether it may begin here; null: yes */
+    std::function<void()> run;   /* begins it */
+    std::function<bool()> poll;  /* whether it is done; null: it is done when run() returns */
+    /* Called each time that it is put on a queue, also by the launch of a graph: sets the functions above. */
     std::function<void(Op &)> bind;
     bool is_kernel = false;
 

@@ -175,6 +175,8 @@ bool advance(CUstream_st *s, int depth = 0)
         return true;
     }
     if (!e.begun) {
+        if (e.op.ready && !e.op.ready())
+            return false;
         e.begun = true;
         e.begun_ms = now_ms();
         if (e.op.run)
@@ -449,7 +451,7 @@ static cudaError_t query(CUstream_st *s, const RecordPtr &r)
 {
     if (!r->done && r->asked) {
         cusim::Running running;
-        while (!r->done && (advance(s) || (in_flight() && progress_others())))
+        while (!r->done && (advance(s) || progress_others()))
             ;
     }
     r->asked = true;
