@@ -1,4 +1,5 @@
 # The wrappers of the vendor's libraries, linked with their doubles.
+target_compile_definitions(bf_cusim PRIVATE OMPI_SKIP_MPICXX=1) # of MPI we link the C library only
 set(backend ${CMAKE_SOURCE_DIR}/worker/backend/cuda)
 bf_sim_kernels(bf_cuda_sim_kernels ${backend}/reorder.cu)
 add_library(bf_cuda_sim STATIC ${backend}/cuda_blas.c ${backend}/cuda_dnn.c ${backend}/cuda_dnn_plan.c)
