@@ -47,11 +47,13 @@ static bool reorder_bad(int dtype, int64_t O, int64_t I, int64_t K)
 extern "C" cudaError_t reorder_weights_to_krsc(const float *w, void *out, int dtype, int64_t O, int64_t I,
                                                int64_t K, cudaStream_t stream)
 {
-    const int64_t count = O * I * K;
-    const unsigned grid = (unsigned)((count + REORDER_BLOCK - 1) / REORDER_BLOCK);
+    int64_t count;
+    unsigned grid;
 
     if (reorder_bad(dtype, O, I, K))
         return cudaErrorInvalidValue;
+    count = O * I * K;
+    grid = (unsigned)((count + REORDER_BLOCK - 1) / REORDER_BLOCK);
     if (count == 0)
         return cudaSuccess;
     if (dtype == DTYPE_F32)
@@ -66,11 +68,13 @@ extern "C" cudaError_t reorder_weights_to_krsc(const float *w, void *out, int dt
 extern "C" cudaError_t reorder_grad_from_krsc(const void *dw, int dtype, float *out, int add, int64_t O,
                                               int64_t I, int64_t K, cudaStream_t stream)
 {
-    const int64_t count = O * I * K;
-    const unsigned grid = (unsigned)((count + REORDER_BLOCK - 1) / REORDER_BLOCK);
+    int64_t count;
+    unsigned grid;
 
     if (reorder_bad(dtype, O, I, K))
         return cudaErrorInvalidValue;
+    count = O * I * K;
+    grid = (unsigned)((count + REORDER_BLOCK - 1) / REORDER_BLOCK);
     if (count == 0)
         return cudaSuccess;
     if (dtype == DTYPE_F32)
