@@ -19,7 +19,10 @@ MAY_INCLUDE = {
     "cli": {"cli", "proto", "common"},
     "worker/engine": {"worker/engine", "worker/comm/comm.h", "common"},
     "worker/comm": {"worker/comm", "worker/engine/tensor.h", "common"},
-    "worker/backend": {"worker/backend", "worker/engine", "worker/comm/comm.h", "common"},
+    "worker/comm/comm_nccl.c": {"worker/comm", "worker/backend/cuda/cuda_util.h", "worker/engine/tensor.h", "common"},
+    "worker/backend/cpu": {"worker/backend/cpu", "worker/engine", "worker/comm/comm.h", "common"},
+    "worker/backend/cuda": {"worker/backend/cuda", "worker/engine", "worker/comm/comm.h", "common"},
+    "worker/backend/cuda/kernel.cuh": {"tests/sim/cuemu.h"},
     "worker/nn": {"worker/nn", "worker/engine", "common"},
     "worker/data": {"worker/data", "common"},
     "worker/train": {"worker/train", "worker/data", "worker/engine", "worker/comm/comm.h", "proto/jobspec.h", "common"},
@@ -31,7 +34,11 @@ MAY_INCLUDE = {
 
 # A vendor's header → the only files that may know it.
 VENDOR_FILES = {
+    "cublas": {"worker/backend/cuda/cuda_blas.c"},
+    "cuda": {"worker/backend/cuda/", "worker/comm/comm_nccl.c"},
+    "cudnn": {"worker/backend/cuda/cuda_dnn_plan.h"},
     "dnnl": {"worker/backend/cpu/dn.c"},
+    "nccl.h": {"worker/comm/comm_nccl.c"},
     "mpi.h": {"worker/comm/comm_mpi.c", "worker/main.c"},
     "sqlite3.h": {"daemon/store"},
     "uv.h": {"daemon/"},
@@ -46,7 +53,7 @@ def sources(*suffixes):
     return sorted(n for n in names if n.endswith(suffixes) and (ROOT / n).exists())
 
 
-C_FILES = sources(".c", ".h")
+C_FILES = sources(".c", ".h", ".cu", ".cuh")
 PRODUCT = [f for f in C_FILES if not f.startswith(("tests/", "bench/"))]
 
 
@@ -54,7 +61,7 @@ def test_there_is_something_to_check():
     assert len(PRODUCT) > 50
 
 
-@pytest.mark.parametrize("name", sources(".c", ".h", ".py", ".sh"))
+@pytest.mark.parametrize("name", sources(".c", ".h", ".cu", ".cuh", ".py", ".sh"))
 def test_file_length(name):
     n = len((ROOT / name).read_text().split("\n"))
     assert n <= MAX_FILE_LINES, f"{n} lines, at most {MAX_FILE_LINES}: split it by family"
@@ -74,7 +81,7 @@ def functions(text):
             start = None
 
 
-@pytest.mark.parametrize("name", [f for f in C_FILES if f.endswith(".c")])
+@pytest.mark.parametrize("name", [f for f in C_FILES if f.endswith((".c", ".cu"))])
 def test_function_length(name):
     long = [f"{n} lines: {head}" for head, n in functions((ROOT / name).read_text()) if n > MAX_FUNCTION_LINES]
     assert not long
@@ -109,7 +116,7 @@ def test_file_header(name):
 def test_no_unfinished_work_and_no_exit(name):
     text = (ROOT / name).read_text()
     assert not re.search(r"\b(TODO|FIXME|XXX)\b", text)
-    if name.endswith(".c") and Path(name).name != "main.c" and name != "common/fault.c":
+    if name.endswith((".c", ".cu")) and Path(name).name != "main.c" and name != "common/fault.c":
         assert not re.search(r"(?<![\w.>])_?exit\(", text), "only main exits"
 
 

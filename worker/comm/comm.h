@@ -4,6 +4,9 @@
  * call that does not finish within the communicator's timeout fails with kind ERR_PEER_LOST and names what it
  * waited for. Pointers are device pointers of the backend that the implementation belongs to (host memory for
  * comm_single and comm_mpi).
+ *
+ * A communicator of a device enqueues: a call returns before it is done, what follows on the device's stream
+ * sees its result, and a rank that does not come shows in comm_sync() only.
  */
 #ifndef COMM_COMM_H
 #define COMM_COMM_H
@@ -21,7 +24,7 @@ struct comm_req {
 };
 
 struct comm_ops {
-    const char *name; /* "single", "mpi" */
+    const char *name; /* "single", "mpi", "nccl" */
     /* local: counts[rank] rows → all: Σcounts rows in rank order. Any element type. */
     int (*all_gather)(struct comm *c, const void *local, void *all, const int64_t *counts, size_t row_bytes,
                       struct err *e);
@@ -40,9 +43,9 @@ struct comm_ops {
     int (*wait)(struct comm *c, struct comm_req *r, struct err *e);
     int (*broadcast)(struct comm *c, void *buf, size_t bytes, int root, struct err *e);
     int (*barrier)(struct comm *c, struct err *e);
-    /* Waits until the device has done what was enqueued so far, bounded by the timeout. NULL: calls return
-     * when they are done anyway. */
-    int (*sync)(struct comm *c, struct err *e);
+    /* Waits, within the timeout, until all that was enqueued so far is done; `what` says in the message what
+     * that is. NULL: nothing is ever enqueued. */
+    int (*sync)(struct comm *c, const char *what, struct err *e);
     /* Best effort: makes the other ranks fail rather than wait. */
     void (*abort)(struct comm *c, int exit_status);
     void (*destroy)(struct comm *c);
@@ -98,9 +101,9 @@ static inline int comm_barrier(struct comm *c, struct err *e)
     return c->ops->barrier(c, e);
 }
 
-static inline int comm_sync(struct comm *c, struct err *e)
+static inline int comm_sync(struct comm *c, const char *what, struct err *e)
 {
-    return c->ops->sync ? c->ops->sync(c, e) : 0;
+    return c->ops->sync ? c->ops->sync(c, what, e) : 0;
 }
 
 static inline void comm_abort(struct comm *c, int exit_status)

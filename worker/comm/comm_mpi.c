@@ -1,22 +1,20 @@
 /* comm_mpi - collectives over MPI on host buffers; the only file that knows mpi.h besides worker/main.c.
  *
  * Everything is a nonblocking collective followed by a bounded wait, so that a rank that stopped is an error
- * with a name after timeout_ms and not a hang. The wait polls, then yields, then sleeps 20 µs at a time: a
- * lone pair of ranks sees no delay, and oversubscribed ranks leave the cores to those who compute.
+ * with a name after timeout_ms and not a hang.
  *
  * Gradient buckets are begun in backward and other collectives run while they are in flight; MPI matches them
  * by order of the calls, which is the same on every rank because the graph is.
  */
 #include "worker/comm/comm.h"
 #include "common/clock.h"
+#include "worker/comm/back_off.h"
 
 #include <limits.h>
 #include <mpi.h>
-#include <sched.h>
 #include <stdbool.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
 struct comm_mpi {
     struct comm base;
@@ -44,24 +42,11 @@ static int mpi_fail(int code, const char *what, struct err *e)
             return mpi_fail(code_, #call, e);                                                                \
     } while (0)
 
-/* After a moment of polling let others have the core. */
-static void back_off(int n_polls)
-{
-    static const struct timespec nap = {0, 20000};
-
-    if (n_polls < 200)
-        return;
-    if (n_polls < 2000)
-        sched_yield();
-    else
-        nanosleep(&nap, NULL);
-}
-
 static int finish(const struct comm_mpi *m, MPI_Request *req, const char *what, struct err *e)
 {
     int64_t start = clock_mono_ns();
 
-    for (int n_polls = 0;; n_polls++) {
+    for (int n_polls = 0;; n_polls = back_off_next(n_polls)) {
         int done = 0;
         MPI_TRY(MPI_Test(req, &done, MPI_STATUS_IGNORE), e);
         if (done)
@@ -69,7 +54,7 @@ static int finish(const struct comm_mpi *m, MPI_Request *req, const char *what, 
         if (m->timeout_ms >= 0 && n_polls % 256 == 255 && clock_mono_ns() - start > m->timeout_ms * 1000000LL)
             return err_set_kind(e, ERR_PEER_LOST, "%s: rank %d waited %d s and another rank did not come",
                                 what, m->base.rank, m->timeout_ms / 1000);
-        back_off(n_polls < INT_MAX - 1 ? n_polls : 2000);
+        back_off(n_polls);
     }
 }
 
@@ -223,8 +208,17 @@ static void mpi_destroy(struct comm *c)
 }
 
 static const struct comm_ops mpi_ops = {
-    "mpi",    mpi_all_gather, mpi_reduce_scatter, mpi_all_to_all, mpi_all_reduce, mpi_all_reduce_start,
-    mpi_wait, mpi_broadcast,  mpi_barrier,        NULL,           mpi_abort,      mpi_destroy,
+    .name = "mpi",
+    .all_gather = mpi_all_gather,
+    .reduce_scatter = mpi_reduce_scatter,
+    .all_to_all = mpi_all_to_all,
+    .all_reduce = mpi_all_reduce,
+    .all_reduce_start = mpi_all_reduce_start,
+    .wait = mpi_wait,
+    .broadcast = mpi_broadcast,
+    .barrier = mpi_barrier,
+    .abort = mpi_abort,
+    .destroy = mpi_destroy,
 };
 
 struct comm *comm_mpi_create(int timeout_ms, struct err *e)

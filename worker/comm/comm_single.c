@@ -78,18 +78,17 @@ static void single_destroy(struct comm *c)
 }
 
 static const struct comm_ops single_ops = {
-    "single",
-    single_all_gather,
-    single_reduce_scatter,
-    single_all_to_all,
-    single_all_reduce,
-    single_all_reduce_start,
-    single_wait,
-    single_broadcast,
-    single_barrier,
-    NULL,
-    single_abort,
-    single_destroy,
+    .name = "single",
+    .all_gather = single_all_gather,
+    .reduce_scatter = single_reduce_scatter,
+    .all_to_all = single_all_to_all,
+    .all_reduce = single_all_reduce,
+    .all_reduce_start = single_all_reduce_start,
+    .wait = single_wait,
+    .broadcast = single_broadcast,
+    .barrier = single_barrier,
+    .abort = single_abort,
+    .destroy = single_destroy,
 };
 
 struct comm *comm_single_create(void)

@@ -125,7 +125,7 @@ static int broadcast_start(struct trainer *t, int *loaded, struct err *e)
         comm_broadcast(device, ps->weights, ps->n_weights * sizeof(float), 0, e) < 0 ||
         comm_broadcast(device, ps->buffers, ps->n_buffers * sizeof(float), 0, e) < 0 ||
         comm_broadcast(device, t->optim->momentum, ps->n_weights * sizeof(float), 0, e) < 0 ||
-        comm_sync(device, e) < 0)
+        comm_sync(device, "the broadcast of the start", e) < 0)
         return -1;
     t->at = start.at;
     *loaded = start.loaded;

@@ -88,7 +88,7 @@ static int read_back(struct trainer *t, struct step_scalars *out, struct err *e)
 {
     struct backend *be = t->cfg.backend;
 
-    if (comm_sync(t->cfg.device_comm, e) < 0)
+    if (comm_sync(t->cfg.device_comm, "a training step", e) < 0)
         return -1;
     return be->ops->download(be, out, t->scalars, sizeof *out, e);
 }

@@ -1,0 +1,28 @@
+# The wrappers of the vendor's libraries, linked with their doubles.
+target_compile_definitions(bf_cusim PRIVATE OMPI_SKIP_MPICXX=1) # of MPI we link the C library only
+set(backend ${CMAKE_SOURCE_DIR}/worker/backend/cuda)
+bf_sim_kernels(bf_cuda_sim_kernels ${backend}/reorder.cu)
+add_library(bf_cuda_sim STATIC ${backend}/cuda_blas.c ${backend}/cuda_dnn.c ${backend}/cuda_dnn_plan.c)
+target_link_libraries(bf_cuda_sim PUBLIC bf_engine bf_common bf_cuda_sim_kernels bf_cusim)
+add_library(bf_comm_nccl_sim STATIC ${CMAKE_SOURCE_DIR}/worker/comm/comm_nccl.c)
+target_link_libraries(bf_comm_nccl_sim PUBLIC bf_comm bf_engine bf_common bf_cusim)
+
+# bf_sim_test(NAME LIBS…): once as it is, and once with operations begun in an order drawn at random.
+function(bf_sim_test name)
+  bf_test(${name} ${ARGN})
+  add_test(NAME ${name}_random COMMAND ${name})
+  set_tests_properties(${name}_random PROPERTIES TIMEOUT 300
+    ENVIRONMENT "OMP_NUM_THREADS=1;OMP_WAIT_POLICY=passive;CUSIM_SEED=1")
+endfunction()
+
+bf_sim_test(test_cuda_dnn bf_cuda_sim)
+bf_sim_test(test_cuda_blas bf_cuda_sim)
+
+add_executable(test_comm_nccl test_comm_nccl.c)
+target_link_libraries(test_comm_nccl PRIVATE bf_comm_nccl_sim PkgConfig::CMOCKA MPI::MPI_C m)
+foreach(ranks 1 2 3 4)
+  add_test(NAME test_comm_nccl_${ranks}
+           COMMAND mpirun --oversubscribe --bind-to none -n ${ranks} $<TARGET_FILE:test_comm_nccl>)
+  set_tests_properties(test_comm_nccl_${ranks} PROPERTIES TIMEOUT 300 PROCESSORS 2 ENVIRONMENT
+    "OMP_NUM_THREADS=1;OMPI_ALLOW_RUN_AS_ROOT=1;OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1;OMPI_MCA_rmaps_base_oversubscribe=1;LSAN_OPTIONS=suppressions=${CMAKE_SOURCE_DIR}/tests/lsan.supp")
+endforeach()
