@@ -53,7 +53,7 @@ static void probe_gpus(cJSON *doc)
     if (n == 0)
         cJSON_AddStringToObject(doc, "gpus_trouble", e.msg);
     cuda_probe_versions(doc);
-    cJSON_AddStringToObject(doc, "nccl", comm_nccl_version());
+    cJSON_AddNumberToObject(doc, "nccl", comm_nccl_version());
 }
 
 #else

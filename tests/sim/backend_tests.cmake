@@ -1,8 +1,12 @@
 # The wrappers of the vendor's libraries, linked with their doubles.
 target_compile_definitions(bf_cusim PRIVATE OMPI_SKIP_MPICXX=1) # of MPI we link the C library only
 set(backend ${CMAKE_SOURCE_DIR}/worker/backend/cuda)
-bf_sim_kernels(bf_cuda_sim_kernels ${backend}/reorder.cu)
-add_library(bf_cuda_sim STATIC ${backend}/cuda_blas.c ${backend}/cuda_dnn.c ${backend}/cuda_dnn_plan.c)
+set(kernels norm layernorm column_sums pixel attention elem loss flat reorder)
+list(TRANSFORM kernels REPLACE "(.+)" "${backend}/\\1.cu")
+bf_sim_kernels(bf_cuda_sim_kernels ${kernels})
+target_compile_options(bf_cuda_sim_kernels PRIVATE -Wno-maybe-uninitialized) # under a sanitizer g++ sees what is not
+file(GLOB host_files ${backend}/*.c)
+add_library(bf_cuda_sim STATIC ${host_files})
 target_link_libraries(bf_cuda_sim PUBLIC bf_engine bf_common bf_cuda_sim_kernels bf_cusim)
 add_library(bf_comm_nccl_sim STATIC ${CMAKE_SOURCE_DIR}/worker/comm/comm_nccl.c)
 target_link_libraries(bf_comm_nccl_sim PUBLIC bf_comm bf_engine bf_common bf_cusim)
@@ -26,3 +30,11 @@ foreach(ranks 1 2 3 4)
   set_tests_properties(test_comm_nccl_${ranks} PROPERTIES TIMEOUT 300 PROCESSORS 2 ENVIRONMENT
     "OMP_NUM_THREADS=1;OMPI_ALLOW_RUN_AS_ROOT=1;OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1;OMPI_MCA_rmaps_base_oversubscribe=1;LSAN_OPTIONS=suppressions=${CMAKE_SOURCE_DIR}/tests/lsan.supp")
 endforeach()
+
+# The whole worker, with GPUs that are simulated.
+set(worker ${CMAKE_SOURCE_DIR}/worker)
+add_executable(batchformer-worker-sim ${worker}/main.c ${worker}/options.c ${worker}/device.c)
+target_compile_definitions(batchformer-worker-sim PRIVATE BF_WITH_CUDA=1)
+target_link_libraries(batchformer-worker-sim PRIVATE bf_tasks bf_train bf_cpu bf_cuda_sim bf_comm_nccl_sim bf_comm
+  bf_proto MPI::MPI_C)
+set_target_properties(batchformer-worker-sim PROPERTIES LINKER_LANGUAGE CXX)

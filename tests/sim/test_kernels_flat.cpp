@@ -1,25 +1,26 @@
 /* test_kernels_flat - norms, the vote and optimisers of flat.cu against plain loops in fp64. */
 #include "tests/sim/kernel_check.h"
 #include "worker/backend/cuda/flat.h"
+#include "worker/engine/backend.h"
 
 using namespace check;
 
 static const int64_t SIZES[] = {0, 1, 5, 1000, 8192, 30001};
 
-static struct flat_scalars scalars(double lr, double max_norm, double grad_norm)
+static struct step_scalars scalars(double lr, double max_norm, double grad_norm)
 {
-    struct flat_scalars s = {};
+    struct step_scalars s = {};
 
     s.lr = lr;
-    s.max_norm = max_norm;
+    s.max_grad_norm = max_norm;
     s.grad_norm = grad_norm;
     return s;
 }
 
 /* min(1, max_norm/(grad_norm + 1e-6)); 0 is no limit. */
-static double clip_of(const struct flat_scalars &s)
+static double clip_of(const struct step_scalars &s)
 {
-    return s.max_norm > 0 ? fmin(1, s.max_norm / (s.grad_norm + 1e-6)) : 1;
+    return s.max_grad_norm > 0 ? fmin(1, s.max_grad_norm / (s.grad_norm + 1e-6)) : 1;
 }
 
 /* Weights, gradients, two states and a bf16 copy, as they were and as they are. */
@@ -77,8 +78,8 @@ static void check_near(const char *what, const std::vector<float> &got, const st
 static void sgd_case(int64_t n, int shift, bool nesterov, bool keep_grad, double max_norm, Hash *h)
 {
     struct state s(n, shift);
-    Array<struct flat_scalars> dev(1);
-    const struct flat_scalars host = scalars(0.1, max_norm, 4);
+    Array<struct step_scalars> dev(1);
+    const struct step_scalars host = scalars(0.1, max_norm, 4);
     const struct flat_sgd_args a = {0.9f, 0.01f, nesterov, keep_grad};
     const struct flat_range r = s.range(0.5);
     std::vector<double> w((size_t)n), g((size_t)n), m((size_t)n);
@@ -101,8 +102,8 @@ static void sgd_case(int64_t n, int shift, bool nesterov, bool keep_grad, double
 static void adamw_case(int64_t n, int shift, uint64_t step_no, double beta1, Hash *h)
 {
     struct state s(n, shift);
-    Array<struct flat_scalars> dev(1);
-    const struct flat_scalars host = scalars(0.01, 2, 4);
+    Array<struct step_scalars> dev(1);
+    const struct step_scalars host = scalars(0.01, 2, 4);
     const struct flat_adamw_args a = {beta1, 0.999, 1e-8f, 0.05f};
     const struct flat_range r = s.range(2);
     Step step(1, step_no);
@@ -151,10 +152,10 @@ static void lars_case(int shift, bool nesterov, Hash *h)
     struct state s(n, shift);
     Array<struct flat_tensor> dev_tensors(n_tensors);
     Array<struct flat_chunk> dev_chunks(n_chunks);
-    Array<struct flat_scalars> dev(1);
+    Array<struct step_scalars> dev(1);
     Array<double> partials(2 * n_chunks);
     Array<float> trust(n_tensors);
-    const struct flat_scalars host = scalars(0.1, 2, 4);
+    const struct step_scalars host = scalars(0.1, 2, 4);
     std::vector<float> w0 = s.w0;
     std::vector<double> w(w0.begin(), w0.end()), m(s.m0.begin(), s.m0.end());
 
@@ -198,7 +199,7 @@ static void lars_case(int shift, bool nesterov, Hash *h)
 static void ema_case(int64_t n, int shift, Hash *h)
 {
     struct state s(n, shift);
-    Array<struct flat_scalars> dev(1);
+    Array<struct step_scalars> dev(1);
     std::vector<double> want((size_t)n);
 
     dev.set({scalars(1, 0, 0)});
@@ -215,8 +216,8 @@ static void skip_case(double loss_not_finite, double grad_not_finite)
 {
     const int64_t n = 1001;
     struct state s(n, 0);
-    Array<struct flat_scalars> dev(1);
-    struct flat_scalars host = scalars(0.1, 1, NAN);
+    Array<struct step_scalars> dev(1);
+    struct step_scalars host = scalars(0.1, 1, NAN);
     const struct flat_sgd_args sgd = {0.9f, 0, 0, 1};
     const struct flat_adamw_args adamw = {0.9, 0.999, 1e-8f, 0};
     const struct flat_range r = s.range(1);
@@ -248,7 +249,7 @@ static void sumsq_case(int64_t n, int shift, Hash *h)
 {
     Array<float> x(n, shift);
     Array<double> partials(FLAT_PARTIALS), sum(1);
-    Array<struct flat_scalars> dev(1);
+    Array<struct step_scalars> dev(1);
     std::vector<float> v = x.fill(1, 1e18f); /* squares beyond fp32 */
     double want = 0;
 
@@ -259,7 +260,7 @@ static void sumsq_case(int64_t n, int shift, Hash *h)
     CHECK(near(sum.get()[0], want, 1e-11, 0), "sum of %lld squares is %.17g, not %.17g", (long long)n,
           sum.get()[0], want);
     for (int kind = 0; kind < 3 && n > 0; kind++) {
-        struct flat_scalars s = scalars(0.5, 3, -1);
+        struct step_scalars s = scalars(0.5, 3, -1);
 
         s.loss = 7;
         s.grad_not_finite = 9;
@@ -268,35 +269,32 @@ static void sumsq_case(int64_t n, int shift, Hash *h)
         x.set(v);
         CUDA_OK(flat_grad_norm(x.ptr(), n, partials.ptr(), dev.ptr(), nullptr));
         s = dev.get()[0];
-        CHECK(s.grad_not_finite == (kind > 0) && s.lr == 0.5 && s.max_norm == 3 && s.loss == 7, "vote of %d",
-              kind);
+        CHECK(s.grad_not_finite == (kind > 0) && s.lr == 0.5 && s.max_grad_norm == 3 && s.loss == 7,
+              "vote of %d", kind);
         CHECK(kind > 0 || near(s.grad_norm, sqrt(want), 1e-11, 0), "norm %g", s.grad_norm);
     }
 }
 
-static void vote_case(double loss, int counts, bool asks)
+static void vote_case(double loss, bool counts)
 {
     Array<double> dev_loss(1);
-    Array<struct flat_request> request(1);
-    Array<struct flat_scalars> dev(1);
-    struct flat_scalars s = scalars(0.5, 3, 2);
+    Array<struct step_scalars> dev(1);
+    struct step_scalars s = scalars(0.5, 3, 2);
 
     s.grad_not_finite = 1;
     s.stop = s.checkpoint = s.digest[2] = 55;
     dev_loss.set({loss});
-    request.set({{1, 0, {1, 2, 3, 65535}}});
     dev.set({s});
-    CUDA_OK(flat_vote(dev_loss.ptr(), counts, asks ? request.ptr() : nullptr, dev.ptr(), nullptr));
+    CUDA_OK(flat_vote(counts ? dev_loss.ptr() : nullptr, dev.ptr(), nullptr));
     s = dev.get()[0];
     CHECK(near(s.loss, counts ? loss : 0, 0, 0) && s.loss_not_finite == (counts && !std::isfinite(loss)),
           "share of the loss");
-    CHECK(s.lr == 0.5 && s.max_norm == 3 && s.grad_norm == 2 && s.grad_not_finite == 1,
-          "not of the vote's pack");
-    CHECK(s.stop == asks && s.checkpoint == 0 && s.digest[0] == asks && s.digest[3] == (asks ? 65535 : 0),
-          "requests");
-    CHECK(offsetof(struct flat_scalars, digest) + sizeof s.digest - offsetof(struct flat_scalars, loss) ==
-              FLAT_VOTE_DOUBLES * sizeof(double),
-          "the vote is %d doubles", FLAT_VOTE_DOUBLES);
+    CHECK(s.lr == 0.5 && s.max_grad_norm == 3 && s.grad_norm == 2 && s.grad_not_finite == 1 && s.stop == 55 &&
+              s.checkpoint == 55 && s.digest[2] == 55,
+          "what is not of the loss");
+    CHECK(offsetof(struct step_scalars, digest) + sizeof s.digest - offsetof(struct step_scalars, loss) ==
+              STEP_VOTE_COUNT * sizeof(double),
+          "the vote is %d doubles", STEP_VOTE_COUNT);
 }
 
 static void scale_case(int64_t n, int shift)
@@ -345,8 +343,8 @@ static void cases(Hash *h)
     skip_case(0, 3);
     skip_case(0, NAN);
     for (double loss : {1.5, (double)NAN, (double)INFINITY}) {
-        vote_case(loss, 1, true);
-        vote_case(loss, 0, false);
+        vote_case(loss, true);
+        vote_case(loss, false);
     }
 }
 

@@ -488,3 +488,10 @@ struct comm *comm_nccl_create_slurm(const char *shared_dir, const struct comm_nc
     nccl_destroy(&m->base);
     return NULL;
 }
+
+int comm_nccl_version(void)
+{
+    int version = 0;
+
+    return ncclGetVersion(&version) == ncclSuccess ? version : 0;
+}

@@ -43,6 +43,9 @@ struct comm *comm_nccl_create(struct comm *host, const struct comm_nccl_config *
 struct comm *comm_nccl_create_slurm(const char *shared_dir, const struct comm_nccl_config *cfg,
                                     struct err *e);
 
+/* 22803 for 2.28.3, of the library that is loaded; 0 when it does not say. */
+int comm_nccl_version(void);
+
 /* 0 while all is well; else what NCCL found out since (a rank that is gone: ERR_PEER_LOST). Never waits. */
 int comm_nccl_poll(struct comm *c, struct err *e);
 

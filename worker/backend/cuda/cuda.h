@@ -29,4 +29,7 @@ int cuda_device_count(struct err *e);
 /* Name, memory, versions of one GPU and of the libraries, as a JSON object for --probe; the caller's. */
 cJSON *cuda_probe_device(int device);
 
+/* Adds the versions of driver, runtime and cuDNN to *doc. */
+void cuda_probe_versions(cJSON *doc);
+
 #endif

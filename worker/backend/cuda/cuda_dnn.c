@@ -216,3 +216,8 @@ int cuda_conv_backward_weights(struct cuda_conv *c, const void *x, const void *d
 {
     return conv_run(c, CONV_BACKWARD_WEIGHTS, x, dw, dy, workspace, e);
 }
+
+size_t cuda_dnn_version(void)
+{
+    return cudnnGetVersion();
+}

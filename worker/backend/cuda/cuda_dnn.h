@@ -23,6 +23,9 @@
 struct cuda_dnn;
 struct cuda_conv;
 
+/* 91900 for 9.19.0, of the library that is loaded. */
+size_t cuda_dnn_version(void);
+
 struct cuda_conv_shape {
     int64_t n, h, w, ci; /* x (n,h,w,ci) */
     int64_t ho, wo, co;  /* y (n,ho,wo,co) */

@@ -75,7 +75,7 @@ static int dropout(const struct op_call *c, const void *src, void *dst, bool add
     const struct node *n = c->node;
     const struct cuda_backend *be = cuda_call_backend(c);
     const int64_t rows = n->shape.dims[0];
-    struct elem_dropout d = {.rows = rows,
+    struct elem_dropout_args d = {.rows = rows,
                              .width = rows ? shape_count(n->shape) / rows : 0,
                              .first = c->rows->first,
                              .p = n->attr.dropout.p,

@@ -16,9 +16,8 @@ static int sgd(struct backend *be, float *w, float *g, float *m, size_t n, const
                const struct step_scalars *s, struct err *e)
 {
     const struct flat_range range = {.w = w, .g = g, .n = (int64_t)n, .lr_scale = a->lr_scale};
-    const struct flat_sgd args = {.momentum = a->momentum,
-                                  .weight_decay = a->weight_decay,
-                                  .nesterov = a->nesterov};
+    const struct flat_sgd_args args = {
+        .momentum = a->momentum, .weight_decay = a->weight_decay, .nesterov = a->nesterov, .keep_grad = 1};
 
     CUDA_TRY(e, flat_sgd(&range, m, &args, s, cuda_of(be)->compute));
     return 0;

@@ -75,3 +75,14 @@ cJSON *cuda_probe_device(int device)
         cJSON_AddNullToObject(doc, "trouble");
     return doc;
 }
+
+void cuda_probe_versions(cJSON *doc)
+{
+    int driver = 0, runtime = 0;
+
+    cudaDriverGetVersion(&driver);
+    cudaRuntimeGetVersion(&runtime);
+    cJSON_AddNumberToObject(doc, "cuda_driver", driver); /* 13000: CUDA 13.0; 0: no driver */
+    cJSON_AddNumberToObject(doc, "cuda_runtime", runtime);
+    cJSON_AddNumberToObject(doc, "cudnn", (double)cuda_dnn_version());
+}

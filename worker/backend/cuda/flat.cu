@@ -24,14 +24,14 @@ __device__ __forceinline__ bool is_finite(double x)
 }
 
 /* No update may happen. Written so that NaN counts as "not finite". */
-__device__ __forceinline__ bool skips(const struct flat_scalars *s)
+__device__ __forceinline__ bool skips(const struct step_scalars *s)
 {
     return !(s->loss_not_finite + s->grad_not_finite <= 0);
 }
 
-__device__ __forceinline__ float clip_factor(const struct flat_scalars *s)
+__device__ __forceinline__ float clip_factor(const struct step_scalars *s)
 {
-    const double factor = s->max_norm > 0 ? s->max_norm / (s->grad_norm + 1e-6) : 1;
+    const double factor = s->max_grad_norm > 0 ? s->max_grad_norm / (s->grad_norm + 1e-6) : 1;
 
     return factor < 1 ? (float)factor : 1.0f;
 }
@@ -64,7 +64,7 @@ __global__ void __launch_bounds__(THREADS)
 
 /* One block: adds up the chunks; to *sum, or as a norm into *s. */
 __global__ void __launch_bounds__(THREADS)
-    flat_sumsq_total(const double *partials, int n_partials, double *sum, struct flat_scalars *s)
+    flat_sumsq_total(const double *partials, int n_partials, double *sum, struct step_scalars *s)
 {
     double total = 0;
 
@@ -82,17 +82,12 @@ __global__ void __launch_bounds__(THREADS)
 }
 
 /* One thread. */
-__global__ void flat_vote_pack(const double *loss, bool counts, const struct flat_request *request,
-                               struct flat_scalars *s)
+__global__ void flat_vote_pack(const double *loss, struct step_scalars *s)
 {
-    const double share = counts ? *loss : 0;
+    const double share = loss ? *loss : 0;
 
     s->loss = share;
     s->loss_not_finite = is_finite(share) ? 0 : 1;
-    s->stop = request ? request->stop : 0;
-    s->checkpoint = request ? request->checkpoint : 0;
-    for (int i = 0; i < 4; i++)
-        s->digest[i] = request ? request->digest[i] : 0;
 }
 
 /* Where the updated weights are rounded to. */
@@ -116,7 +111,7 @@ __device__ __forceinline__ void momentum_step(float (&w)[W], const float (&g)[W]
 }
 
 __global__ void __launch_bounds__(THREADS)
-    flat_sgd_sweep(struct flat_range r, float *m, struct flat_sgd_args a, const struct flat_scalars *s,
+    flat_sgd_sweep(struct flat_range r, float *m, struct flat_sgd_args a, const struct step_scalars *s,
                    bool whole)
 {
     if (skips(s))
@@ -144,7 +139,7 @@ __global__ void __launch_bounds__(THREADS)
 /* log_beta: ln β, so that 1 - βᵗ = -expm1(t·ln β) to full precision. */
 __global__ void __launch_bounds__(THREADS)
     flat_adamw_sweep(struct flat_range r, float *m, float *v, struct flat_adamw_args a, double log_beta1,
-                     double log_beta2, const struct step_ctx *step, const struct flat_scalars *s, bool whole)
+                     double log_beta2, const struct step_ctx *step, const struct step_scalars *s, bool whole)
 {
     __shared__ float once[2];
 
@@ -199,7 +194,7 @@ __global__ void __launch_bounds__(THREADS) flat_lars_sums(struct flat_lars_args 
 
 /* A warp is a tensor. */
 __global__ void __launch_bounds__(THREADS)
-    flat_lars_trust(struct flat_lars_args a, const struct flat_scalars *s)
+    flat_lars_trust(struct flat_lars_args a, const struct step_scalars *s)
 {
     const int64_t i = (int64_t)blockIdx.x * (THREADS / WARP_LANES) + threadIdx.x / WARP_LANES;
     double ww = 0, gg = 0;
@@ -222,7 +217,7 @@ __global__ void __launch_bounds__(THREADS)
 
 /* A block is a chunk. */
 __global__ void __launch_bounds__(THREADS)
-    flat_lars_sweep(struct flat_lars_args a, const struct flat_scalars *s, bool whole_range)
+    flat_lars_sweep(struct flat_lars_args a, const struct step_scalars *s, bool whole_range)
 {
     if (skips(s))
         return;
@@ -250,7 +245,7 @@ __global__ void __launch_bounds__(THREADS)
 
 __global__ void __launch_bounds__(THREADS)
     flat_ema_sweep(float *ema, const float *w, int64_t n, float decay, float rest,
-                   const struct flat_scalars *s, bool whole)
+                   const struct step_scalars *s, bool whole)
 {
     if (skips(s))
         return;
@@ -289,7 +284,7 @@ unsigned sweep_blocks(int64_t n)
 }
 
 /* Chunks of a sum over n floats: FLAT_PARTIALS at most. */
-cudaError_t sumsq(const float *x, int64_t n, double *partials, double *sum, struct flat_scalars *s,
+cudaError_t sumsq(const float *x, int64_t n, double *partials, double *sum, struct step_scalars *s,
                   cudaStream_t stream)
 {
     const int64_t steps = (n + SUM_STEP - 1) / SUM_STEP;
@@ -317,21 +312,20 @@ cudaError_t flat_sumsq(const float *x, int64_t n, double *partials, double *sum,
     return sumsq(x, n, partials, sum, NULL, stream);
 }
 
-cudaError_t flat_grad_norm(const float *g, int64_t n, double *partials, struct flat_scalars *s,
+cudaError_t flat_grad_norm(const float *g, int64_t n, double *partials, struct step_scalars *s,
                            cudaStream_t stream)
 {
     return sumsq(g, n, partials, NULL, s, stream);
 }
 
-cudaError_t flat_vote(const double *loss, int counts, const struct flat_request *request,
-                      struct flat_scalars *s, cudaStream_t stream)
+cudaError_t flat_vote(const double *loss, struct step_scalars *s, cudaStream_t stream)
 {
-    BF_LAUNCH(flat_vote_pack, 1, 1, 0, stream, loss, counts != 0, request, s);
+    BF_LAUNCH(flat_vote_pack, 1, 1, 0, stream, loss, s);
     return cudaGetLastError();
 }
 
 cudaError_t flat_sgd(const struct flat_range *r, float *m, const struct flat_sgd_args *a,
-                     const struct flat_scalars *s, cudaStream_t stream)
+                     const struct step_scalars *s, cudaStream_t stream)
 {
     if (r->n < 0)
         return cudaErrorInvalidValue;
@@ -343,7 +337,7 @@ cudaError_t flat_sgd(const struct flat_range *r, float *m, const struct flat_sgd
 }
 
 cudaError_t flat_adamw(const struct flat_range *r, float *m, float *v, const struct flat_adamw_args *a,
-                       const struct step_ctx *step, const struct flat_scalars *s, cudaStream_t stream)
+                       const struct step_ctx *step, const struct step_scalars *s, cudaStream_t stream)
 {
     if (r->n < 0 || !(a->beta1 >= 0 && a->beta1 < 1 && a->beta2 >= 0 && a->beta2 < 1))
         return cudaErrorInvalidValue;
@@ -374,7 +368,7 @@ int64_t flat_chunks(struct flat_tensor *tensors, int64_t n_tensors, struct flat_
     return n;
 }
 
-cudaError_t flat_lars(const struct flat_lars_args *a, const struct flat_scalars *s, cudaStream_t stream)
+cudaError_t flat_lars(const struct flat_lars_args *a, const struct step_scalars *s, cudaStream_t stream)
 {
     const bool whole = aligned(a->w, 16) && aligned(a->g, 16) && aligned(a->m, 16) && aligned(a->bf16, 8);
     const int tensors_per_block = THREADS / WARP_LANES;
@@ -390,7 +384,7 @@ cudaError_t flat_lars(const struct flat_lars_args *a, const struct flat_scalars 
     return cudaGetLastError();
 }
 
-cudaError_t flat_ema(float *ema, const float *w, int64_t n, double decay, const struct flat_scalars *s,
+cudaError_t flat_ema(float *ema, const float *w, int64_t n, double decay, const struct step_scalars *s,
                      cudaStream_t stream)
 {
     if (n < 0)

@@ -1,6 +1,7 @@
 /* flat - sweeps over flat fp32 ranges: norms of gradients, the step's vote, optimisers.
  *
- * What changes from step to step is read from device memory (struct flat_scalars, struct step_ctx), so that a
+ * What changes from step to step is read from device memory (struct step_scalars, struct
+ * step_ctx), so that a
  * captured graph can be replayed. Every update is skipped, on the device, when the vote says that a loss or a
  * gradient is not finite on any rank.
  *
@@ -16,23 +17,9 @@
 extern "C" {
 #endif
 
-struct step_ctx; /* backend.h */
-
-/* In device memory. From loss to digest it is the vote of a step (trainer_loop.c): FLAT_VOTE_DOUBLES doubles
- * that are summed over the ranks. */
-struct flat_scalars {
-    double lr;       /* set by the host before a step */
-    double max_norm; /* gradients are scaled down to this norm; 0: they are not */
-    double loss, loss_not_finite, grad_not_finite, stop, checkpoint, digest[4];
-    double grad_norm; /* of this rank's gradients, which are the sums over all ranks */
-};
-
-enum { FLAT_VOTE_DOUBLES = 9 };
-
-/* What the host adds to the vote of its rank; in device memory. */
-struct flat_request {
-    double stop, checkpoint, digest[4];
-};
+/* backend.h; both in device memory */
+struct step_ctx;
+struct step_scalars;
 
 /* Doubles of scratch that a sum of squares needs. */
 enum { FLAT_PARTIALS = 1024 };
@@ -41,13 +28,11 @@ enum { FLAT_PARTIALS = 1024 };
 cudaError_t flat_sumsq(const float *x, int64_t n, double *partials, double *sum, cudaStream_t stream);
 
 /* grad_norm = √Σg²; grad_not_finite = 1 when it is not finite, else 0. */
-cudaError_t flat_grad_norm(const float *g, int64_t n, double *partials, struct flat_scalars *s,
+cudaError_t flat_grad_norm(const float *g, int64_t n, double *partials, struct step_scalars *s,
                            cudaStream_t stream);
 
-/* The rest of this rank's vote: loss and loss_not_finite from *loss (a rank with counts == 0 holds a loss
- * that another rank counts: its share is 0), stop, checkpoint and digest from *request (NULL: all 0). */
-cudaError_t flat_vote(const double *loss, int counts, const struct flat_request *request,
-                      struct flat_scalars *s, cudaStream_t stream);
+/* This rank's loss in the vote, and whether it is finite. loss NULL: 0, another rank counts it. */
+cudaError_t flat_vote(const double *loss, struct step_scalars *s, cudaStream_t stream);
 
 /* A range that an optimiser updates. bf16 (may be NULL) gets a rounded copy of the updated weights. */
 struct flat_range {
@@ -61,14 +46,14 @@ struct flat_range {
  *
  *   g = clip·g + wd·w;  m = momentum·m + g;  w -= lr·(nesterov ? g + momentum·m : m)
  *
- * where clip = min(1, max_norm/(grad_norm + 1e-6)). keep_grad != 0 leaves that g in the gradients; 0 saves
- * writing it. */
+ * where clip = min(1, max_grad_norm/(grad_norm + 1e-6)). keep_grad != 0 leaves that g in the gradients; 0
+ * saves writing it. */
 struct flat_sgd_args {
     float momentum, weight_decay;
     int nesterov, keep_grad;
 };
 cudaError_t flat_sgd(const struct flat_range *r, float *m, const struct flat_sgd_args *a,
-                     const struct flat_scalars *s, cudaStream_t stream);
+                     const struct step_scalars *s, cudaStream_t stream);
 
 /* As torch.optim.AdamW, the number of updates being step->step + 1:
  *
@@ -79,7 +64,7 @@ struct flat_adamw_args {
     float eps, weight_decay;
 };
 cudaError_t flat_adamw(const struct flat_range *r, float *m, float *v, const struct flat_adamw_args *a,
-                       const struct step_ctx *step, const struct flat_scalars *s, cudaStream_t stream);
+                       const struct step_ctx *step, const struct step_scalars *s, cudaStream_t stream);
 
 /* LARS works on all tensors at once, from two tables in device memory that are made once. A chunk lies within
  * one tensor. */
@@ -116,10 +101,10 @@ struct flat_lars_args {
     float momentum;
     int nesterov;
 };
-cudaError_t flat_lars(const struct flat_lars_args *a, const struct flat_scalars *s, cudaStream_t stream);
+cudaError_t flat_lars(const struct flat_lars_args *a, const struct step_scalars *s, cudaStream_t stream);
 
 /* ema = decay·ema + (1-decay)·w */
-cudaError_t flat_ema(float *ema, const float *w, int64_t n, double decay, const struct flat_scalars *s,
+cudaError_t flat_ema(float *ema, const float *w, int64_t n, double decay, const struct step_scalars *s,
                      cudaStream_t stream);
 
 /* x = factor·x, whatever the vote says. */

@@ -1,4 +1,5 @@
-/* norm - launchers of batch norm in its three operators (norm.cu) and of layer norm (layernorm.cu).
+/* norm - launchers of batch norm in its three operators (norm.cu), of layer norm (layernorm.cu), and of sums
+ * over rows (column_sums.cu).
  *
  * The mathematics is that of the CPU's kernels; only last bits differ. Activations are f32 or bf16, 16-byte
  * aligned where C is a multiple of 4 (f32) or 8 (bf16); parameters, their gradients and running statistics
@@ -82,6 +83,11 @@ cudaError_t cuda_layernorm_backward(int64_t M, int64_t C, enum dtype dtype, cons
                                     const float *stat, const void *dy, void *dx, float *dgamma, float *dbeta,
                                     bool add_dx, bool add_dgamma, bool add_dbeta, void *scratch,
                                     cudaStream_t stream);
+
+/* out (C) = or += the sums of x (M,C) over its rows (column_sums.cu). */
+size_t cuda_column_sums_scratch_bytes(int64_t M, int64_t C, enum dtype dtype);
+cudaError_t cuda_column_sums(int64_t M, int64_t C, enum dtype dtype, const void *x, float *out, bool add,
+                             void *scratch, cudaStream_t stream);
 
 #ifdef __cplusplus
 }
