@@ -558,6 +558,9 @@ int main()
             }
         }
     }
+    check_stats_forward({20, 50}, 2048, DTYPE_BF16, 8);
+    check_apply_backward(ApplyCase({20, 50}, 2048, DTYPE_F32, true, true, 0), true, true, 0);
+    check_layernorm(1000, 2048, DTYPE_F32, 0, 7, 0);
     check_stats_spread();
     check_whole_slope({5, 49}, 17, true, 0);
     check_whole_slope({7, 1}, 64, false, 0.5);
