@@ -80,10 +80,11 @@ __global__ void __launch_bounds__(GROUP_BLOCK<GROUP>)
         return;
     const struct row row = row_of(a, r);
     UNROLL
-    for (int i = 0; i < PACKS; i++) {
+    for (int i = 0; i < PACKS; i++) /* all loads are under way before the first is used */
         load_pack(scores + row.at, (int64_t)(i * GROUP + lane) * KEYS, N, a.whole, -INFINITY, s[i]);
+    UNROLL
+    for (int i = 0; i < PACKS; i++)
         max = fmaxf(max, max4(s[i]));
-    }
     max = group_max<GROUP>(max);
     UNROLL
     for (int i = 0; i < PACKS; i++) {
@@ -151,16 +152,22 @@ __global__ void __launch_bounds__(LONG_GROUP)
     }
 }
 
-/* p = P, d = keep∘dP̃ of the pack at key j; returns the pack's keep bits and adds Σ P·keep∘dP̃ to dot. */
-__device__ __forceinline__ uint32_t grad_load(const struct rows_of &a, const struct row &row, int64_t j,
-                                              const float *scores, const float *dweights, float max,
-                                              float inv, float (&p)[KEYS], float (&d)[KEYS], float *dot)
+/* Scores and dP̃ of the pack at key j. */
+__device__ __forceinline__ void grad_load(const struct rows_of &a, const struct row &row, int64_t j,
+                                          const float *scores, const float *dweights, float (&p)[KEYS],
+                                          float (&d)[KEYS])
 {
-    const int64_t N = a.tile.keys;
+    load_pack(scores + row.at, j, a.tile.keys, a.whole, -INFINITY, p);
+    load_pack(dweights + row.at, j, a.tile.keys, a.whole, 0.0f, d);
+}
+
+/* Makes P of scores and keep∘dP̃ of dP̃; returns the pack's keep bits and adds Σ P·keep∘dP̃ to dot. */
+__device__ __forceinline__ uint32_t grad_dot(const struct rows_of &a, const struct row &row, int64_t j,
+                                             float max, float inv, float (&p)[KEYS], float (&d)[KEYS],
+                                             float *dot)
+{
     const uint32_t bits = keep4(a, row, j);
 
-    load_pack(scores + row.at, j, N, a.whole, -INFINITY, p);
-    load_pack(dweights + row.at, j, N, a.whole, 0.0f, d);
     UNROLL
     for (int k = 0; k < KEYS; k++) {
         p[k] = expf(p[k] - max) * inv;
@@ -201,11 +208,14 @@ __global__ void __launch_bounds__(GROUP_BLOCK<GROUP>)
     const struct row row = row_of(a, r);
     const float max = row_max[row.stat], inv = 1.0f / row_sum[row.stat];
     UNROLL
+    for (int i = 0; i < PACKS; i++) /* all loads are under way before the first is used */
+        grad_load(a, row, (int64_t)(i * GROUP + lane) * KEYS, scores, dweights, p[i], d[i]);
+    UNROLL
     for (int i = 0; i < PACKS; i++) {
         const int64_t j = (int64_t)(i * GROUP + lane) * KEYS;
 
         if (j < a.tile.keys)
-            bits |= grad_load(a, row, j, scores, dweights, max, inv, p[i], d[i], &dot) << (4 * i);
+            bits |= grad_dot(a, row, j, max, inv, p[i], d[i], &dot) << (4 * i);
     }
     dot = group_sum<GROUP>(dot);
     UNROLL
@@ -227,11 +237,14 @@ __global__ void __launch_bounds__(LONG_GROUP)
     const int64_t N = a.tile.keys;
     float p[KEYS], d[KEYS], dot = 0, unused = 0;
 
-    for (int64_t j = (int64_t)threadIdx.x * KEYS; j < N; j += LONG_GROUP * KEYS)
-        grad_load(a, row, j, scores, dweights, max, inv, p, d, &dot);
+    for (int64_t j = (int64_t)threadIdx.x * KEYS; j < N; j += LONG_GROUP * KEYS) {
+        grad_load(a, row, j, scores, dweights, p, d);
+        grad_dot(a, row, j, max, inv, p, d, &dot);
+    }
     dot = group_sum<LONG_GROUP>(dot);
     for (int64_t j = (int64_t)threadIdx.x * KEYS; j < N; j += LONG_GROUP * KEYS) {
-        const uint32_t bits = grad_load(a, row, j, scores, dweights, max, inv, p, d, &unused);
+        grad_load(a, row, j, scores, dweights, p, d);
+        const uint32_t bits = grad_dot(a, row, j, max, inv, p, d, &unused);
 
         grad_store(a, row, j, bits, dot, p, d, weights, dscores);
     }
