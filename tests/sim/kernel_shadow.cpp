@@ -62,10 +62,12 @@ struct Shadow {
     std::vector<cusim::Range> ranges;
 };
 
-Shadow &sh()
+/* Never destroyed; first used long after it is made. */
+Shadow &the_shadow = *new Shadow;
+
+inline Shadow &sh()
 {
-    static Shadow &s = *new Shadow;
-    return s;
+    return the_shadow;
 }
 
 Chunk *chunk_at(Shadow &s, size_t index)
@@ -346,7 +348,7 @@ std::vector<cusim::Range> cusim::shadow_ranges()
 }
 
 #ifdef BF_SIM_WATCH
-static void aligned(uintptr_t a, size_t n)
+static inline void aligned(uintptr_t a, size_t n)
 {
     if (a % n && sh().active && a - sh().base < cusim::DEVICE_SPACE)
         cuemu::die("misaligned address: %zu bytes at %p", n, reinterpret_cast<void *>(a));
