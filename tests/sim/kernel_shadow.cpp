@@ -3,12 +3,12 @@
  * .cu files are compiled with -fsanitize=thread, by which g++ puts a call of __tsan_read4(address) and the
  * like before every access; the functions are defined here (libtsan is not linked). From them come:
  *
- *   device memory   accesses outside of allocations; races between blocks of one launch; and, to the byte,
- *                   which ranges the launch reads and writes, for the order check between streams
- *   shared memory   races between threads of a block: two accesses, one of them a store, in the same interval
- *                   between barriers, by threads of different warps or of one warp without a __syncwarp that
- *                   names all its lanes; loads of what nobody stored in this block; accesses beyond the
- * dynamic shared memory host memory     any access but to pinned memory
+ *   device memory   accesses outside of allocations, or misaligned; races between blocks of one launch; and,
+ * to the byte, which ranges the launch reads and writes, for the order check between streams shared memory
+ * races between threads of a block: two accesses, one of them a store, in the same interval between barriers,
+ * by threads of different warps or of one warp without a __syncwarp that names all its lanes; loads of what
+ * nobody stored in this block; accesses beyond the dynamic shared memory host memory     any access but to
+ * pinned memory
  *
  * Device memory is looked at in units of 2 bytes, as is shared memory (stores of single bytes to shared
  * memory are not checked for races). Shuffles do not order memory, in CUDA as here.
@@ -344,13 +344,21 @@ std::vector<cusim::Range> cusim::shadow_ranges()
 }
 
 #if !defined(__SANITIZE_THREAD__) && !defined(__SANITIZE_ADDRESS__)
+static void aligned(uintptr_t a, size_t n)
+{
+    if (a % n && sh().active && a - sh().base < cusim::DEVICE_SPACE)
+        cuemu::die("misaligned address: %zu bytes at %p", n, reinterpret_cast<void *>(a));
+}
+
 #define READ_WRITE(n)                                                                                        \
     void __tsan_read##n(void *p)                                                                             \
     {                                                                                                        \
+        aligned(uintptr_t(p), n);                                                                            \
         access(uintptr_t(p), n, READ);                                                                       \
     }                                                                                                        \
     void __tsan_write##n(void *p)                                                                            \
     {                                                                                                        \
+        aligned(uintptr_t(p), n);                                                                            \
         access(uintptr_t(p), n, WRITE);                                                                      \
     }                                                                                                        \
     void __tsan_unaligned_read##n(void *p)                                                                   \

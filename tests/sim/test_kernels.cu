@@ -127,6 +127,12 @@ __global__ void blocks_race(float *x)
     x[threadIdx.x] = float(blockIdx.x);
 }
 
+__global__ void misaligned(float *x)
+{
+    if (threadIdx.x == 0)
+        *reinterpret_cast<float4 *>(x + 1) = make_float4(1, 2, 3, 4);
+}
+
 __global__ void endless_recursion(float *x, int depth)
 {
     volatile float room[4096];
@@ -168,6 +174,7 @@ extern "C" cudaError_t mistake_run(const char *which, float *x, cudaStream_t s)
         {"out_of_shared", out_of_shared, 1},
         {"uninitialised", uninitialised, 1},
         {"blocks_race", blocks_race, 2},
+        {"misaligned", misaligned, 1},
     };
 
     for (const auto &m : mistakes)
