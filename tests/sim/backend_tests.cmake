@@ -5,6 +5,7 @@ add_library(bf_cuda_sim STATIC ${backend}/cuda_blas.c ${backend}/cuda_dnn.c ${ba
 target_link_libraries(bf_cuda_sim PUBLIC bf_engine bf_common bf_cuda_sim_kernels bf_cusim)
 add_library(bf_comm_nccl_sim STATIC ${CMAKE_SOURCE_DIR}/worker/comm/comm_nccl.c)
 target_link_libraries(bf_comm_nccl_sim PUBLIC bf_comm bf_engine bf_common bf_cusim)
+target_compile_definitions(bf_comm_nccl_sim PUBLIC BF_SIM=1)
 
 # bf_sim_test(NAME LIBS…): once as it is, and once with operations begun in an order drawn at random.
 function(bf_sim_test name)
