@@ -1,5 +1,4 @@
 # The wrappers of the vendor's libraries, linked with their doubles.
-target_compile_definitions(bf_cusim PRIVATE OMPI_SKIP_MPICXX=1) # of MPI we link the C library only
 set(backend ${CMAKE_SOURCE_DIR}/worker/backend/cuda)
 set(kernels norm layernorm column_sums pixel attention elem loss flat reorder)
 list(TRANSFORM kernels REPLACE "(.+)" "${backend}/\\1.cu")
@@ -10,6 +9,7 @@ add_library(bf_cuda_sim STATIC ${host_files})
 target_link_libraries(bf_cuda_sim PUBLIC bf_engine bf_common bf_cuda_sim_kernels bf_cusim)
 add_library(bf_comm_nccl_sim STATIC ${CMAKE_SOURCE_DIR}/worker/comm/comm_nccl.c)
 target_link_libraries(bf_comm_nccl_sim PUBLIC bf_comm bf_engine bf_common bf_cusim)
+target_compile_definitions(bf_comm_nccl_sim PUBLIC BF_SIM=1)
 
 # bf_sim_test(NAME LIBS…): once as it is, and once with operations begun in an order drawn at random.
 function(bf_sim_test name)
@@ -27,8 +27,7 @@ target_link_libraries(test_comm_nccl PRIVATE bf_comm_nccl_sim PkgConfig::CMOCKA 
 foreach(ranks 1 2 3 4)
   add_test(NAME test_comm_nccl_${ranks}
            COMMAND mpirun --oversubscribe --bind-to none -n ${ranks} $<TARGET_FILE:test_comm_nccl>)
-  set_tests_properties(test_comm_nccl_${ranks} PROPERTIES TIMEOUT 300 PROCESSORS 2 ENVIRONMENT
-    "OMP_NUM_THREADS=1;OMPI_ALLOW_RUN_AS_ROOT=1;OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1;OMPI_MCA_rmaps_base_oversubscribe=1;LSAN_OPTIONS=suppressions=${CMAKE_SOURCE_DIR}/tests/lsan.supp")
+  set_tests_properties(test_comm_nccl_${ranks} PROPERTIES TIMEOUT 300 PROCESSORS 2 ENVIRONMENT "${sim_environment}")
 endforeach()
 
 # The whole worker, with GPUs that are simulated.
@@ -38,3 +37,9 @@ target_compile_definitions(batchformer-worker-sim PRIVATE BF_WITH_CUDA=1)
 target_link_libraries(batchformer-worker-sim PRIVATE bf_tasks bf_train bf_cpu bf_cuda_sim bf_comm_nccl_sim bf_comm
   bf_proto MPI::MPI_C)
 set_target_properties(batchformer-worker-sim PROPERTIES LINKER_LANGUAGE CXX)
+
+# Rank 1 loses its peer in its first operation; the other tests use communicators of their own.
+add_test(NAME test_comm_nccl_peer_gone
+         COMMAND mpirun --oversubscribe --bind-to none -n 2 $<TARGET_FILE:test_comm_nccl>)
+set_tests_properties(test_comm_nccl_peer_gone PROPERTIES TIMEOUT 300 PROCESSORS 2
+  ENVIRONMENT "${sim_environment};NCCLSIM_FAIL=1:1")

@@ -284,10 +284,43 @@ static void test_late(void **state)
     CUDA_OK(cudaStreamDestroy(j.side));
 }
 
+#ifdef BF_SIM
+/* With NCCLSIM_FAIL=1:n rank 1 finds out that its peer is gone, and rank 0 waits in vain: nobody hangs. */
+static void test_peer_gone(void **state)
+{
+    (void)state;
+    struct job j;
+    struct err e = ERR_INIT;
+    float *x;
+
+    if (!getenv("NCCLSIM_FAIL"))
+        skip();
+    j = job_new(1000, false);
+    x = device_upload((float[]){1}, 1, DTYPE_F32);
+    assert_int_equal(comm_nccl_poll(j.c, &e), 0);
+    assert_int_equal(comm_all_reduce(j.c, x, 1, DTYPE_F32, &e), 0);
+    assert_int_equal(comm_sync(j.c, "step 8", &e), -1);
+    assert_int_equal(e.kind, ERR_PEER_LOST);
+    assert_non_null(strstr(e.msg, "step 8: rank "));
+    if (j.c->rank == 1) {
+        assert_non_null(strstr(e.msg, "NCCL: step 8: rank 1: "));
+        assert_int_equal(comm_nccl_poll(j.c, &e), -1);
+        assert_int_equal(e.kind, ERR_PEER_LOST);
+    }
+    assert_int_equal(comm_barrier(j.host, &e), 0);
+    job_done(&j);
+    CUDA_OK(cudaFree(x));
+}
+#endif
+
 static const struct CMUnitTest tests[] = {
-    cmocka_unit_test(test_contract), cmocka_unit_test(test_nonblocking), cmocka_unit_test(test_alone),
-    cmocka_unit_test(test_slurm),    cmocka_unit_test(test_graph),       cmocka_unit_test(test_order),
-    cmocka_unit_test(test_refused),  cmocka_unit_test(test_late),
+#ifdef BF_SIM
+    cmocka_unit_test(test_peer_gone), /* first: the fault strikes the first operation */
+#endif
+
+    cmocka_unit_test(test_contract),  cmocka_unit_test(test_nonblocking), cmocka_unit_test(test_alone),
+    cmocka_unit_test(test_slurm),     cmocka_unit_test(test_graph),       cmocka_unit_test(test_order),
+    cmocka_unit_test(test_refused),   cmocka_unit_test(test_late),
 };
 
 MPI_TEST_MAIN(tests)
