@@ -261,6 +261,7 @@ static int open_device(struct cuda_backend *b, struct err *e)
     for (int i = 0; i < N_STAGING; i++) {
         CUDA_TRY(e, cudaHostAlloc((void **)&b->staging[i].host, STAGING_BYTES, cudaHostAllocDefault));
         CUDA_TRY(e, cudaEventCreateWithFlags(&b->staging[i].sent, cudaEventDisableTiming));
+        CUDA_TRY(e, cudaEventRecord(b->staging[i].sent, b->compute)); /* nothing is on its way */
     }
     b->step = mem_alloc(&b->base, sizeof *b->step, e);
     b->partials = mem_alloc(&b->base, FLAT_PARTIALS * sizeof(double), e);
