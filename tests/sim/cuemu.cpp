@@ -407,10 +407,13 @@ void run_grid(const char *name, dim3 grid, dim3 block, size_t smem_bytes, const 
     std::vector<unsigned> order = thread_order(n, m.launches++);
     shadow_begin(
         {name, n, m.dynamic_end - m.dynamic_bytes, m.dynamic_bytes, m.stacks, MAX_THREADS * STACK_BYTES});
-    for (now.block.z = 0; now.block.z < grid.z; now.block.z++)
-        for (now.block.y = 0; now.block.y < grid.y; now.block.y++)
-            for (now.block.x = 0; now.block.x < grid.x; now.block.x++)
-                run_block(order);
+    size_t n_blocks = size_t(grid.x) * grid.y * grid.z;
+    for (size_t i = 0; i < n_blocks; i++) {
+        size_t at = m.launches % 2 ? i : n_blocks - 1 - i;
+        now.block =
+            make_uint3(unsigned(at % grid.x), unsigned(at / grid.x % grid.y), unsigned(at / grid.x / grid.y));
+        run_block(order);
+    }
     shadow_end();
     m.kernel = nullptr;
 }

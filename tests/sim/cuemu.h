@@ -2,8 +2,8 @@
  *
  * A kernel is an ordinary function. The threads of a block are fibers of one OS thread (cuemu.cpp); they
  * change over at barriers and warp operations only, in an order that is forward in one launch, backward in
- * the next and random in the third. Blocks run one after the other. Types and the conversions of bf16 are
- * CUDA's own (vector_types.h, cuda_bf16.h: they work in host code).
+ * the next and random in the third. Blocks run one after the other, also backward in every second launch.
+ * Types and the conversions of bf16 are CUDA's own (vector_types.h, cuda_bf16.h: they work in host code).
  *
  * Always caught, with a sentence and abort(): a barrier that not all threads reach, or reach different ones;
  * a warp operation that names lanes which have exited, do not exist or do another operation; a value taken

@@ -10,7 +10,7 @@
  *   all its lanes; loads of what nobody stored in this block; accesses beyond the dynamic shared memory.
  * - Host memory: any access but to pinned memory.
  *
- * Memory is looked at in units of 2 bytes; single bytes of shared memory are not checked for races. Shuffles
+ * Memory is looked at in units of 2 bytes; accesses to single bytes are not checked for races. Shuffles
  * do not order memory, in CUDA as here.
  *
  * Misaligned addresses, of vector types above all, come from -fsanitize=alignment, whose report is here, too.
@@ -111,18 +111,19 @@ void device_access(Shadow &s, uintptr_t a, size_t n, Kind kind)
         cuemu::die("thread %u %s %zu bytes out of bounds of device memory, %zu bytes behind a block's start",
                    s.thread, kind == READ ? "loads" : "stores", n,
                    s.block ? offset_in_block(s, a) : size_t(0));
+    bool check = s.races && n > 1; /* single bytes share units with others' */
     for (uintptr_t u = a / UNIT, end = (a + n - 1) / UNIT; u <= end; u++) {
         size_t off = u * UNIT - s.base;
         Chunk *c = chunk_at(s, off / CHUNK_BYTES);
         uint32_t &w = c->writer[off % CHUNK_BYTES / UNIT], &r = c->reader[off % CHUNK_BYTES / UNIT];
         bool both_atomic = kind == ATOMIC_RMW && w == ATOMIC;
-        if (s.races && w && w != s.me && !both_atomic)
+        if (check && w && w != s.me && !both_atomic)
             race_in_device(s, u * UNIT, kind == READ ? "a load from" : "a store to", w);
         if (kind == READ) {
             r = !r || r == s.me ? s.me : uint32_t(MANY);
             continue;
         }
-        if (s.races && r && r != s.me && !both_atomic)
+        if (check && r && r != s.me && !both_atomic)
             race_in_device(s, u * UNIT, "a store to", r);
         w = kind == WRITE ? s.me : uint32_t(ATOMIC);
     }

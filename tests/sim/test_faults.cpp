@@ -162,6 +162,12 @@ const std::map<std::string, Case> &cases()
         {"work_on_destroyed", [](Rig &r) { cudaStreamDestroy(r.compute); }},
         {"empty_grid",
          [](Rig &r) { printf("%s\n", cudaGetErrorString(mistake_run("empty_grid", r.x, r.compute))); }},
+        {"kernel_on_host_memory",
+         [](Rig &r) {
+             std::vector<float> host(N);
+             scale_run(host.data(), r.y, N, 2, r.compute);
+             cudaStreamSynchronize(r.compute);
+         }},
         {"no_memory",
          [](Rig &) {
              void *p;

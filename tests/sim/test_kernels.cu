@@ -133,6 +133,13 @@ __global__ void misaligned(float *x)
         *reinterpret_cast<float4 *>(x + 1) = make_float4(1, 2, 3, 4);
 }
 
+#ifdef PLANT_FLOAT_ATOMIC
+__global__ void float_atomic(float *x)
+{
+    atomicAdd(x, 1.0f);
+}
+#endif
+
 __global__ void endless_recursion(float *x, int depth)
 {
     volatile float room[4096];

@@ -99,7 +99,11 @@ void test_graph()
     while (cudaEventQuery(e) == cudaErrorNotReady)
         ;
     CHECK(cudaStreamQuery(a) == cudaSuccess || cudaStreamQuery(a) == cudaSuccess);
-    cudaGraphExecDestroy(x);
+    /* A graph may be destroyed while it runs. */
+    out[5] = 0;
+    cudaGraphLaunch(x, a);
+    CHECK(cudaGraphExecDestroy(x) == cudaSuccess && cudaStreamSynchronize(a) == cudaSuccess &&
+          out[5] == 6 * in[5]);
     for (void *p : {dx, dy, dz})
         cudaFree(p);
     cudaFreeHost(in);

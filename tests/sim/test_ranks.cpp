@@ -29,16 +29,19 @@ struct Rig {
     cublasHandle_t blas;
     float *a, *b, *c, *out;
 
-    Rig()
+    explicit Rig(bool own_device)
     {
         ncclUniqueId id;
         std::vector<float> ones(N * N, 1.0f);
 
         MPI_Comm_rank(MPI_COMM_WORLD, &rank);
         MPI_Comm_size(MPI_COMM_WORLD, &size);
-        CHECK(cudaSetDevice(rank) == cudaSuccess);
+        CHECK(cudaSetDevice(own_device ? rank : 0) == cudaSuccess);
         CHECK(ncclGetUniqueId(&id) == ncclSuccess);
-        CHECK(ncclCommInitRank(&comm, size, id, rank) == ncclSuccess);
+        if (ncclCommInitRank(&comm, size, id, rank) != ncclSuccess) {
+            puts(ncclGetLastError(nullptr));
+            exit(1);
+        }
         cudaStreamCreateWithFlags(&compute, cudaStreamNonBlocking);
         cudaStreamCreateWithFlags(&side, cudaStreamNonBlocking);
         cudaEventCreateWithFlags(&done, cudaEventDisableTiming);
@@ -257,7 +260,7 @@ int main(int argc, char **argv)
     __lsan_disable(); /* Open MPI's components leak, and some are unloaded at once */
     MPI_Init(&argc, &argv);
     __lsan_enable();
-    Rig r;
+    Rig r(argc < 2 || strcmp(argv[1], "same_device"));
 
     if (argc > 1)
         return mistake(r, argv[1]);
