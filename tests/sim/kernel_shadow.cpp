@@ -3,15 +3,17 @@
  * .cu files are compiled with -fsanitize=thread, by which g++ puts a call of __tsan_read4(address) and the
  * like before every access; the functions are defined here (libtsan is not linked). From them come:
  *
- *   device memory   accesses outside of allocations, or misaligned; races between blocks of one launch; and,
- * to the byte, which ranges the launch reads and writes, for the order check between streams shared memory
- * races between threads of a block: two accesses, one of them a store, in the same interval between barriers,
- * by threads of different warps or of one warp without a __syncwarp that names all its lanes; loads of what
- * nobody stored in this block; accesses beyond the dynamic shared memory host memory     any access but to
- * pinned memory
+ * - Device memory: accesses outside of allocations; races between blocks of one launch; and, to two bytes,
+ *   which ranges the launch reads and writes, for the order check between streams.
+ * - Shared memory: races between threads of a block, that is, two accesses, one of them a store, in the same
+ *   interval between barriers, by threads of different warps or of one warp without a __syncwarp that names
+ *   all its lanes; loads of what nobody stored in this block; accesses beyond the dynamic shared memory.
+ * - Host memory: any access but to pinned memory.
  *
- * Device memory is looked at in units of 2 bytes, as is shared memory (stores of single bytes to shared
- * memory are not checked for races). Shuffles do not order memory, in CUDA as here.
+ * Memory is looked at in units of 2 bytes; single bytes of shared memory are not checked for races. Shuffles
+ * do not order memory, in CUDA as here.
+ *
+ * Misaligned addresses, of vector types above all, come from -fsanitize=alignment, whose report is here, too.
  */
 #include <algorithm>
 #include <cstring>
@@ -60,10 +62,12 @@ struct Shadow {
     std::vector<cusim::Range> ranges;
 };
 
-Shadow &sh()
+/* Never destroyed; first used long after it is made. */
+Shadow &the_shadow = *new Shadow;
+
+inline Shadow &sh()
 {
-    static Shadow &s = *new Shadow;
-    return s;
+    return the_shadow;
 }
 
 Chunk *chunk_at(Shadow &s, size_t index)
@@ -343,8 +347,8 @@ std::vector<cusim::Range> cusim::shadow_ranges()
     return std::move(sh().ranges);
 }
 
-#if !defined(__SANITIZE_THREAD__) && !defined(__SANITIZE_ADDRESS__)
-static void aligned(uintptr_t a, size_t n)
+#ifdef BF_SIM_WATCH
+static inline void aligned(uintptr_t a, size_t n)
 {
     if (a % n && sh().active && a - sh().base < cusim::DEVICE_SPACE)
         cuemu::die("misaligned address: %zu bytes at %p", n, reinterpret_cast<void *>(a));
@@ -388,6 +392,15 @@ void __tsan_write_range(void *p, size_t n)
 }
 void __tsan_vptr_update(void **, void *) {}
 void __tsan_vptr_read(void **) {}
+/* The first member of what g++ passes: where in the source. */
+struct UbsanPlace {
+    const char *file;
+    uint32_t line, column;
+};
+void __ubsan_handle_type_mismatch_v1_abort(UbsanPlace *at, void *p)
+{
+    cuemu::die("misaligned address %p, or NULL, in %s:%u", p, at->file, at->line);
+}
 void __tsan_init() {}
 void __tsan_func_entry(void *) {}
 void __tsan_func_exit() {}

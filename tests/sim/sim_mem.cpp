@@ -1,8 +1,9 @@
 /* sim_mem - device memory, which the host cannot touch, and pinned host memory.
  *
- * A block of device memory ends at a page that stays inaccessible, is filled with NaN when it is allocated,
- * and its addresses are never used again when it is freed. Between the simulated operations device memory is
- * inaccessible to the process itself: a host that follows a device pointer stops at that instruction.
+ * A block of device memory ends at a page that stays inaccessible (a large one near one), is filled with NaN
+ * when it is allocated, and its addresses are never used again when it is freed. Between the simulated
+ * operations device memory is inaccessible to the process itself: a host that follows a device pointer stops
+ * at that instruction.
  */
 #include <cstdarg>
 #include <cstdio>
@@ -19,7 +20,7 @@ namespace cusim
 {
 namespace
 {
-constexpr size_t PAGE = 4096, ALIGN = 256;
+constexpr size_t PAGE = 4096, HUGE_PAGE = 2 << 20, ALIGN = 256;
 
 struct Memory {
     uintptr_t base = 0, next = 0;
@@ -27,6 +28,7 @@ struct Memory {
     size_t used = 0;
     long n_malloc = 0;
     int running = 0;
+    int key = -1; /* protection key of device memory; -1: the CPU has none, pages are protected one by one */
     struct sigaction old_segv;
 };
 
@@ -37,16 +39,36 @@ Memory &mem()
     return m;
 }
 
-uintptr_t page_of(uintptr_t a)
+/* Blocks from this size on lie on huge pages, so that opening and closing them is cheap. */
+constexpr size_t LARGE = 1 << 20;
+
+/* First and end byte of the pages that a block has for itself. */
+void pages_of(const Block &b, uintptr_t &first, uintptr_t &end)
 {
-    return a & ~(PAGE - 1);
+    size_t size = b.bytes >= LARGE ? HUGE_PAGE : PAGE;
+
+    first = b.begin / size * size;
+    end = (b.end() + size - 1) / size * size;
 }
 
 void protect(const Block &b, int prot)
 {
-    uintptr_t first = page_of(b.begin);
-    if (mprotect(reinterpret_cast<void *>(first), page_of(b.end() + PAGE - 1) - first, prot))
+    uintptr_t first, end;
+
+    pages_of(b, first, end);
+    if (mprotect(reinterpret_cast<void *>(first), end - first, prot))
         die("mprotect failed");
+}
+
+/* Opens or closes device memory to this thread. With a key that is one instruction; without, a walk over all
+ * pages. */
+void set_open(bool open)
+{
+    if (mem().key >= 0)
+        pkey_set(mem().key, open ? 0 : PKEY_DISABLE_ACCESS);
+    else
+        for (auto &b : mem().device)
+            protect(b.second, open ? PROT_READ | PROT_WRITE : PROT_NONE);
 }
 
 const Block *find(const std::map<uintptr_t, Block> &in, uintptr_t a)
@@ -110,6 +132,8 @@ void set_up()
     if (p == MAP_FAILED)
         die("cannot reserve addresses for device memory");
     m.base = m.next = reinterpret_cast<uintptr_t>(p);
+    if (settings().protect)
+        m.key = pkey_alloc(0, PKEY_DISABLE_ACCESS);
     /* A stack of its own, for faults on a fiber's. */
     stack_t alt = {};
     alt.ss_size = 64 << 10;
@@ -202,23 +226,39 @@ bool in_device_space(const void *p)
     return reinterpret_cast<uintptr_t>(p) - device_base() < DEVICE_SPACE;
 }
 
+static void give_key(const Block &b)
+{
+    uintptr_t first, end;
+
+    pages_of(b, first, end);
+    if (pkey_mprotect(reinterpret_cast<void *>(first), end - first, PROT_READ | PROT_WRITE, mem().key))
+        die("pkey_mprotect failed");
+}
+
 cudaError_t device_alloc(void **p, size_t bytes)
 {
     Memory &m = mem();
-    size_t room = (bytes + ALIGN - 1) / ALIGN * ALIGN, pages = (room + PAGE - 1) / PAGE * PAGE;
+    bool large = bytes >= LARGE;
+    size_t page = large ? HUGE_PAGE : PAGE, room = (bytes + ALIGN - 1) / ALIGN * ALIGN;
+    size_t pages = (room + page - 1) / page * page;
 
     set_up();
     *p = nullptr;
     if (!bytes)
         return cudaSuccess;
     if (++m.n_malloc == settings().fail_malloc || m.used + bytes > settings().memory_bytes ||
-        m.next + pages + PAGE > m.base + DEVICE_SPACE)
+        m.next + pages + 2 * HUGE_PAGE > m.base + DEVICE_SPACE)
         return cudaErrorMemoryAllocation;
-    Block b = {m.next + pages - room, bytes};
+    m.next = (m.next + page - 1) / page * page;
+    Block b = {large ? m.next : m.next + pages - room, bytes};
+    if (large)
+        madvise(reinterpret_cast<void *>(b.begin), pages, MADV_HUGEPAGE);
     m.next += pages + PAGE;
     protect(b, PROT_READ | PROT_WRITE);
     memset(reinterpret_cast<void *>(b.begin), 0xff, b.bytes);
-    if (!m.running && settings().protect)
+    if (m.key >= 0)
+        give_key(b);
+    else if (!m.running && settings().protect)
         protect(b, PROT_NONE);
     m.device[b.begin] = b;
     m.used += bytes;
@@ -243,7 +283,9 @@ void device_free(void *p, const char *caller)
     m.used -= b.bytes;
     order_forget(b.begin, b.end());
     protect(b, PROT_READ | PROT_WRITE);
-    madvise(reinterpret_cast<void *>(page_of(b.begin)), b.end() - page_of(b.begin), MADV_DONTNEED);
+    uintptr_t first, end;
+    pages_of(b, first, end);
+    madvise(reinterpret_cast<void *>(first), end - first, MADV_DONTNEED);
     protect(b, PROT_NONE);
 }
 
@@ -326,14 +368,12 @@ void require_pinned(const char *what, const void *p, size_t bytes)
 Running::Running()
 {
     if (mem().running++ == 0 && settings().protect)
-        for (auto &b : mem().device)
-            protect(b.second, PROT_READ | PROT_WRITE);
+        set_open(true);
 }
 
 Running::~Running()
 {
     if (--mem().running == 0 && settings().protect)
-        for (auto &b : mem().device)
-            protect(b.second, PROT_NONE);
+        set_open(false);
 }
 } // namespace cusim

@@ -428,8 +428,7 @@ cudaError_t cudaStreamDestroy(cudaStream_t stream)
         if (e.what == What::RUN)
             die("cudaStreamDestroy of %s, on which \"%s\" was not waited for", s->name.c_str(),
                 e.op.name.c_str());
-    while (advance(s))
-        ;
+    run_until(s, [s] { return s->queue.empty(); }); /* events that others may wait for */
     all.erase(std::find(all.begin(), all.end(), s));
     delete s;
     return cudaSuccess;
