@@ -164,10 +164,9 @@ static void step(const struct job *j, float *bucket, float *local, float *all, c
 }
 
 /* Captured, then replayed as often as one likes. */
-static void test_graph(void **state)
+static void check_graph(bool nonblocking)
 {
-    (void)state;
-    struct job j = job_new(TEST_TIMEOUT_MS, false);
+    struct job j = job_new(TEST_TIMEOUT_MS, nonblocking);
     const int R = j.c->size;
     float ones[N], got[N];
     float *bucket, *local, *all;
@@ -208,6 +207,13 @@ static void test_graph(void **state)
     CUDA_OK(cudaFree(local));
     CUDA_OK(cudaFree(all));
     job_done(&j);
+}
+
+static void test_graph(void **state)
+{
+    (void)state;
+    check_graph(false);
+    check_graph(true);
 }
 
 /* The compute stream waits for the request, and the request for what the compute stream did before. */

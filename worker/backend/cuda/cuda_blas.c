@@ -13,6 +13,7 @@
 enum {
     WORKSPACE_BYTES = 32 << 20, /* what NVIDIA recommends for Hopper */
     TABLE_BITS = 8,
+    MAX_ALGOS = 4,       /* to look at: the first that is fit for use is taken */
     BEST_ALIGNMENT = 16, /* bytes; better ones give no other algorithm */
 };
 
@@ -236,23 +237,24 @@ static int set_preferences(cublasLtMatmulPreference_t pref, const struct gemm_ke
 static int algo_choose(struct cuda_blas *b, struct gemm_plan *p, struct err *e)
 {
     cublasLtMatmulPreference_t pref;
-    cublasLtMatmulHeuristicResult_t result;
+    cublasLtMatmulHeuristicResult_t found[MAX_ALGOS];
     cublasStatus_t s = CUBLAS_STATUS_SUCCESS;
     int n = 0, rc;
 
     CUBLAS_TRY(e, cublasLtMatmulPreferenceCreate(&pref));
     rc = set_preferences(pref, &p->key, e);
     if (rc == 0)
-        s = cublasLtMatmulAlgoGetHeuristic(b->handle, p->op, p->left, p->right, p->result, p->result, pref, 1,
-                                           &result, &n);
+        s = cublasLtMatmulAlgoGetHeuristic(b->handle, p->op, p->left, p->right, p->result, p->result, pref,
+                                           MAX_ALGOS, found, &n);
     cublasLtMatmulPreferenceDestroy(pref);
     if (rc < 0)
         return -1;
-    p->possible = s == CUBLAS_STATUS_SUCCESS && n == 1 && result.state == CUBLAS_STATUS_SUCCESS;
-    if (p->possible)
-        p->algo = result.algo;
-    else if (s != CUBLAS_STATUS_SUCCESS && s != CUBLAS_STATUS_NOT_SUPPORTED)
+    if (s != CUBLAS_STATUS_SUCCESS && s != CUBLAS_STATUS_NOT_SUPPORTED)
         CUBLAS_TRY(e, s);
+    for (int i = 0; s == CUBLAS_STATUS_SUCCESS && i < n && !p->possible; i++) {
+        p->possible = found[i].state == CUBLAS_STATUS_SUCCESS;
+        p->algo = found[i].algo;
+    }
     return 0;
 }
 

@@ -1,5 +1,5 @@
-/* cuda_dnn - the thin wrapper of cuDNN's graph API: cuda_dnn.c and cuda_dnn_plan.c are the only files that
- * include its header.
+/* cuda_dnn - the thin wrapper of cuDNN's graph API: only cuda_dnn_plan.h, which is private to
+ * its two files, includes its header.
  *
  * Convolutions are channels-last: activations (n,H,W,C), weights (Co,k,k,Ci/groups) of the activations' type
  * (reorder.h makes them from the engine's masters), products summed in fp32. A convolution is a plan for each

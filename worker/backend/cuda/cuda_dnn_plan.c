@@ -219,9 +219,11 @@ static bool candidate_plan(cudnnHandle_t handle, struct candidate *c, size_t wor
     int64_t bytes = 0, n;
 
     if (cudnnBackendCreateDescriptor(CUDNN_BACKEND_EXECUTION_PLAN_DESCRIPTOR, &c->plan) !=
-            CUDNN_STATUS_SUCCESS ||
-        set(c->plan, CUDNN_ATTR_EXECUTION_PLAN_HANDLE, CUDNN_TYPE_HANDLE, 1, &handle, NULL) < 0 ||
-        set(c->plan, CUDNN_ATTR_EXECUTION_PLAN_ENGINE_CONFIG, CUDNN_TYPE_BACKEND_DESCRIPTOR, 1, &c->config,
+        CUDNN_STATUS_SUCCESS)
+        return false;
+    /* Asked for by early versions 9, deprecated by late ones, which know it from the graph. */
+    (void)set(c->plan, CUDNN_ATTR_EXECUTION_PLAN_HANDLE, CUDNN_TYPE_HANDLE, 1, &handle, NULL);
+    if (set(c->plan, CUDNN_ATTR_EXECUTION_PLAN_ENGINE_CONFIG, CUDNN_TYPE_BACKEND_DESCRIPTOR, 1, &c->config,
             NULL) < 0 ||
         cudnnBackendFinalize(c->plan) != CUDNN_STATUS_SUCCESS ||
         cudnnBackendGetAttribute(c->plan, CUDNN_ATTR_EXECUTION_PLAN_WORKSPACE_SIZE, CUDNN_TYPE_INT64, 1, &n,
