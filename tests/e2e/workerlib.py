@@ -47,10 +47,10 @@ def make_spec(**changes):
     return spec
 
 
-def command(job, run_dir, *args, ranks=None):
+def command(job, run_dir, *args, ranks=None, program="batchformer-worker"):
     """ranks None: no launcher at all."""
     head = [] if ranks is None else ["mpirun", "--oversubscribe", "--bind-to", "none", "-n", str(ranks)]
-    return head + [str(bin_dir() / "batchformer-worker"), "--job", str(job), "--run-dir", str(run_dir),
+    return head + [str(bin_dir() / program), "--job", str(job), "--run-dir", str(run_dir),
                    *map(str, args)]
 
 
@@ -64,11 +64,12 @@ def write_job(folder, spec, name="job.json"):
     return path
 
 
-def run(folder, spec, *args, ranks=None, run_dir="run", env=None, timeout=120, expect=0):
+def run(folder, spec, *args, ranks=None, run_dir="run", env=None, timeout=120, expect=0,
+        program="batchformer-worker"):
     """Runs a job to its end and checks its exit status (None: any). Returns (run directory, CompletedProcess)."""
     folder = pathlib.Path(folder)
     job, where = write_job(folder, spec), folder / run_dir
-    p = subprocess.run(command(job, where, *args, ranks=ranks), capture_output=True, text=True, timeout=timeout,
+    p = subprocess.run(command(job, where, *args, ranks=ranks, program=program), capture_output=True, text=True, timeout=timeout,
                        env=environment(ranks, env))
     assert expect is None or p.returncode == expect, f"exit status {p.returncode}\n{p.stdout}\n{p.stderr}"
     return where, p

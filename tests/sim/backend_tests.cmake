@@ -21,6 +21,7 @@ endfunction()
 
 bf_sim_test(test_cuda_dnn bf_cuda_sim)
 bf_sim_test(test_cuda_blas bf_cuda_sim)
+bf_sim_test(test_backend_parity bf_cuda_sim bf_ops_harness)
 
 add_executable(test_comm_nccl test_comm_nccl.c)
 target_link_libraries(test_comm_nccl PRIVATE bf_comm_nccl_sim PkgConfig::CMOCKA MPI::MPI_C m)
