@@ -76,11 +76,11 @@ static int dropout(const struct op_call *c, const void *src, void *dst, bool add
     const struct cuda_backend *be = cuda_call_backend(c);
     const int64_t rows = n->shape.dims[0];
     struct elem_dropout_args d = {.rows = rows,
-                             .width = rows ? shape_count(n->shape) / rows : 0,
-                             .first = c->rows->first,
-                             .p = n->attr.dropout.p,
-                             .stream = n->attr.dropout.stream,
-                             .step = be->step};
+                                  .width = rows ? shape_count(n->shape) / rows : 0,
+                                  .first = c->rows->first,
+                                  .p = n->attr.dropout.p,
+                                  .stream = n->attr.dropout.stream,
+                                  .step = be->step};
 
     if (rows != c->rows->local)
         return err_set(e, "dropout over %lld rows; the rank has %lld, and masks are keyed by its rows",
