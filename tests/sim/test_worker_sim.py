@@ -101,14 +101,6 @@ def test_bf16(tmp_path, gpu):
     assert deviation(gpu[1][0]["loss"], one["loss"]) > 1e-7, "it was fp32"
 
 
-@pytest.mark.parametrize("ranks", [2, 3])
-def test_bitwise(tmp_path, ranks):
-    spec = spec_of(1, train__determinism="bitwise", train__micro_shards=8)
-    one, _ = train(tmp_path, spec, 1, "one", steps=4)
-    many, _ = train(tmp_path, spec, ranks, "many", steps=4)
-    assert [n for n in one if (one[n] != many[n]).any()] == []
-
-
 def test_whole_run_to_the_result(tmp_path):
     where, _ = run(tmp_path, spec_of(1, train__epochs=2, eval__every_epochs=1), ranks=2, program=SIM)
     on_cpu, _ = run(tmp_path, spec_of(0, train__epochs=2, eval__every_epochs=1), run_dir="cpu")
