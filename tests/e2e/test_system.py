@@ -10,8 +10,8 @@ from workerlib import ENV, MPI_ENV, losses, make_spec, read_safetensors, run
 
 
 def job(**changes):
-    """A job of some seconds on two ranks."""
-    return make_spec(**{"train__epochs": 300, "eval__every_epochs": 100, "checkpoint__every_steps": 50,
+    """A job of some seconds on two ranks: longer than a worker takes to find a coordinator that was restarted."""
+    return make_spec(**{"train__epochs": 1200, "eval__every_epochs": 400, "checkpoint__every_steps": 50,
                         "resources": {"ranks": 2}, **changes})
 
 
@@ -105,7 +105,7 @@ def test_rank_killed_while_training(system, undisturbed):
 
 def test_cancel_leaves_nothing(system):
     with system.rpc() as rpc:
-        number = rpc.submit(job(train__epochs=4000))
+        number = rpc.submit(job(train__epochs=9000))
         wait_until(lambda: steps(rpc, number) > 5, "the job makes steps")
         rpc.call("job.cancel", id=number)
         rpc.wait_state(number, "cancelled")
