@@ -53,6 +53,20 @@ static bool speaks(void)
     return true;
 }
 
+/* srun without PMIx starts tasks that cannot meet: each would believe to be a job of one rank. */
+static int check_srun(struct err *e)
+{
+    const char *started = getenv("SLURM_STEP_NUM_TASKS");
+
+    if (under_launcher() || !started || atoi(started) <= 1)
+        return 0;
+    return err_set_kind(
+        e, ERR_USAGE,
+        "srun started %s tasks without PMIx, so they cannot find each other: use srun --mpi=pmix, or "
+        "mpirun inside the allocation",
+        started);
+}
+
 static int print_probe(void)
 {
     cJSON *doc = device_probe();
@@ -173,6 +187,11 @@ int main(int argc, char **argv)
         status = RUN_SUCCEEDED;
     } else if (o.probe) {
         status = print_probe();
+    } else if (check_srun(&e) < 0) {
+        const char *task = getenv("SLURM_PROCID");
+        if (!task || strcmp(task, "0") == 0)
+            fprintf(stderr, "batchformer-worker: %s\n", e.msg);
+        status = RUN_USAGE;
     } else {
         status = run_rank(argc, argv, &o, start_ns);
     }

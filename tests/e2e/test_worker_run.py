@@ -172,3 +172,13 @@ def test_killed_rank_ends_the_run(tmp_path, ranks):
     finally:
         p.kill()
         p.communicate()
+
+
+def test_srun_without_pmix_is_refused(tmp_path):
+    """Its tasks would be so many jobs of one rank in one run directory."""
+    srun = {"SLURM_STEP_NUM_TASKS": "4", "SLURM_PROCID": "0"}
+    where, p = run(tmp_path, make_spec(), env=srun, expect=2)
+    assert "srun started 4 tasks without PMIx" in p.stderr and not where.exists()
+    _, p = run(tmp_path, make_spec(), env={**srun, "SLURM_PROCID": "2"}, expect=2)
+    assert p.stderr == ""  # one task speaks for all
+    run(tmp_path, make_spec(train__epochs=1), env={**srun, "SLURM_STEP_NUM_TASKS": "1"})
