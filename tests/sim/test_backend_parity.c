@@ -291,6 +291,40 @@ static void test_bf16(void **state)
     }
 }
 
+/* What was brought ahead arrives, in one piece and in many, and only what is asked for: other ranges and
+ * sizes take the usual way, and what was forgotten does so, too. */
+static void test_upload_ahead(void **state)
+{
+    enum { MOST = (20 << 20) + 12 };
+    struct backend *be = ((struct backend **)*state)[1];
+    const struct backend_ops *ops = be->ops;
+    const size_t sizes[] = {4, 1000, MOST, 4096};
+    struct err e = ERR_INIT;
+    char *src = xmalloc(MOST), *back = xmalloc(MOST), *dst = ops->mem_alloc(be, MOST, &e);
+
+    assert_non_null(dst);
+    for (int i = 0; i < 16; i++) {
+        const size_t n = sizes[i % 4];
+        const bool forgets = i % 3 == 2;
+        memset(src, 1 + 2 * i, n);
+        assert_int_equal(ops->upload_ahead(be, src, n, &e), 0);
+        if (i % 5 == 4) { /* something else comes first */
+            assert_int_equal(ops->upload(be, dst, src + 1, n - 1, &e), 0);
+            assert_int_equal(ops->upload(be, dst, src, n - 1, &e), 0);
+        }
+        if (forgets) {
+            assert_int_equal(ops->upload_ahead(be, NULL, 0, &e), 0);
+            memset(src, 2 + 2 * i, n);
+        }
+        assert_int_equal(ops->upload(be, dst, src, n, &e), 0);
+        assert_int_equal(ops->download(be, back, dst, n, &e), 0);
+        assert_memory_equal(back, src, n);
+    }
+    ops->mem_free(be, dst);
+    free(src);
+    free(back);
+}
+
 /* What the CPU can do, the GPU can. */
 static void test_no_operator_is_missing(void **state)
 {
@@ -331,6 +365,7 @@ int main(void)
     struct err e = ERR_INIT;
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_no_operator_is_missing),
+        cmocka_unit_test(test_upload_ahead),
         cmocka_unit_test(test_f32),
         cmocka_unit_test(test_bf16),
     };
