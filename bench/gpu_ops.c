@@ -23,7 +23,14 @@
 #include <mpi.h> /* the simulated NCCL runs over it */
 #endif
 
-enum { WARM_STEPS = 2, PEAK_RUNS = 10, MAX_ROWS = 4096, KEY_BYTES = 320, TIMEOUT_MS = 60000 };
+enum {
+    WARM_STEPS = 2,
+    PEAK_RUNS = 10,
+    MAX_ROWS = 4096,
+    KEY_BYTES = 320,
+    TIMEOUT_MS = 60000,
+    TEXT_BYTES = 1 << 16
+};
 
 struct options {
     const char *arch, *precision;
@@ -388,6 +395,28 @@ static int slowest_first(const void *a, const void *b)
     return x < y ? 1 : x > y ? -1 : 0;
 }
 
+/* The lines of a text as an array. */
+static void add_lines(cJSON *doc, const char *name, char *text)
+{
+    cJSON *lines = cJSON_AddArrayToObject(doc, name);
+    char *rest = NULL;
+
+    for (char *s = strtok_r(text, "\n", &rest); s; s = strtok_r(NULL, "\n", &rest))
+        cJSON_AddItemToArray(lines, cJSON_CreateString(s));
+}
+
+/* Which engines and algorithms the libraries chose. */
+static void tell_choices(struct bench *b, cJSON *doc)
+{
+    char *text = xmalloc(TEXT_BYTES);
+
+    cuda_dnn_text(cuda_of(b->be)->dnn, text, TEXT_BYTES);
+    add_lines(doc, "convolutions", text);
+    cuda_blas_text(cuda_of(b->be)->blas, text, TEXT_BYTES);
+    add_lines(doc, "products", text);
+    free(text);
+}
+
 static void tell(struct bench *b, double step_ms, double gb_s, double tflop_s)
 {
     cJSON *doc = cJSON_CreateObject(), *rows;
@@ -417,6 +446,7 @@ static void tell(struct bench *b, double step_ms, double gb_s, double tflop_s)
         cJSON_AddNumberToObject(o, "tflop_per_s", r->ms > 0 ? r->flops / r->ms / 1e9 : 0);
         cJSON_AddItemToArray(rows, o);
     }
+    tell_choices(b, doc);
     char *text = cJSON_Print(doc);
     puts(text);
     free(text);
