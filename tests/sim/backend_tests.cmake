@@ -44,3 +44,16 @@ add_test(NAME test_comm_nccl_peer_gone
          COMMAND mpirun --oversubscribe --bind-to none -n 2 $<TARGET_FILE:test_comm_nccl>)
 set_tests_properties(test_comm_nccl_peer_gone PROPERTIES TIMEOUT 300 PROCESSORS 2
   ENVIRONMENT "${sim_environment};NCCLSIM_FAIL=1:1")
+
+# bench/gpu_ops.c, on shapes that say nothing about speed.
+add_executable(gpu_ops_sim ${CMAKE_SOURCE_DIR}/bench/gpu_ops.c)
+target_link_libraries(gpu_ops_sim PRIVATE bf_nn bf_cuda_sim bf_comm_nccl_sim bf_comm bf_engine MPI::MPI_C
+  PkgConfig::CJSON m)
+set_target_properties(gpu_ops_sim PROPERTIES LINKER_LANGUAGE CXX)
+foreach(precision fp32 bf16)
+  add_test(NAME sim_gpu_ops_${precision}
+           COMMAND gpu_ops_sim --arch resnet50 --width 0.125 --batch 4 --size 32 --classes 8 --repeats 1
+                   --precision ${precision} --peak-mib 1 --peak-n 64)
+  set_tests_properties(sim_gpu_ops_${precision} PROPERTIES TIMEOUT 300 ENVIRONMENT "${sim_environment}"
+    PASS_REGULAR_EXPRESSION "attention.* backward")
+endforeach()

@@ -51,6 +51,14 @@ static inline float bf16_to_f(uint16_t h)
     return v;
 }
 
+/* cudaMemcpy() of pageable memory returns when it has read it, which may be before it is on the device; and
+ * streams of ours do not wait for the one it goes on. */
+static inline void device_write(void *p, const void *host, size_t bytes)
+{
+    CUDA_OK(cudaMemcpy(p, host, bytes, cudaMemcpyHostToDevice));
+    CUDA_OK(cudaDeviceSynchronize());
+}
+
 /* A buffer of n elements of type t with these values (rounded). */
 static inline void *device_upload(const float *v, size_t n, enum dtype t)
 {
@@ -58,13 +66,13 @@ static inline void *device_upload(const float *v, size_t n, enum dtype t)
     uint16_t *h;
 
     if (t == DTYPE_F32) {
-        CUDA_OK(cudaMemcpy(p, v, n * sizeof *v, cudaMemcpyHostToDevice));
+        device_write(p, v, n * sizeof *v);
         return p;
     }
     h = malloc(n * sizeof *h + 1);
     for (size_t i = 0; i < n; i++)
         h[i] = bf16_of(v[i]);
-    CUDA_OK(cudaMemcpy(p, h, n * sizeof *h, cudaMemcpyHostToDevice));
+    device_write(p, h, n * sizeof *h);
     free(h);
     return p;
 }

@@ -62,7 +62,7 @@ static void memory_release(void *p)
 
 static void memory_put(void *buffer, const void *host, size_t bytes)
 {
-    CUDA_OK(cudaMemcpy(buffer, host, bytes, cudaMemcpyHostToDevice));
+    device_write(buffer, host, bytes);
 }
 
 static void memory_get(struct comm *c, void *host, const void *buffer, size_t bytes)

@@ -268,7 +268,7 @@ static void test_capture_and_text(void **state)
     for (int i = 0; i < M * K; i++)
         a[i] = -a[i] / 2;
     CUDA_OK(cudaDeviceSynchronize());
-    CUDA_OK(cudaMemcpy(d_a, a, M * K * sizeof *a, cudaMemcpyHostToDevice));
+    device_write(d_a, a, M * K * sizeof *a);
     CUDA_OK(cudaGraphLaunch(exec, t.stream));
     reference(&g, a, b, want, NULL);
     device_download(got, d_c, M * N, DTYPE_F32);

@@ -265,7 +265,8 @@ static void test_capture(void **state)
     for (size_t i = 0; i < count_x(s); i++)
         f.x[i] = -f.x[i] / 2;
     reference(s, f.x, f.w, f.dy, f.y, f.dx, f.dw);
-    CUDA_OK(cudaMemcpy(f.d_x, f.x, count_x(s) * sizeof *f.x, cudaMemcpyHostToDevice));
+    CUDA_OK(cudaDeviceSynchronize());
+    device_write(f.d_x, f.x, count_x(s) * sizeof *f.x);
     CUDA_OK(cudaGraphLaunch(exec, stream));
     check(&f, DTYPE_F32);
     CUDA_OK(cudaGraphExecDestroy(exec));

@@ -98,6 +98,10 @@ struct backend_ops {
     void *(*mem_alloc)(struct backend *be, size_t bytes, struct err *e);
     void (*mem_free)(struct backend *be, void *p);
     int (*upload)(struct backend *be, void *dst, const void *src, size_t bytes, struct err *e);
+    /* Begins to bring src to the device beside the work given so far; one range at a time. A later upload()
+     * of the same range then leaves the host free at once, so the range must not change until then, or until
+     * upload_ahead() of nothing (NULL, 0) has forgotten it. NULL: the backend has no use for it. */
+    int (*upload_ahead)(struct backend *be, const void *src, size_t bytes, struct err *e);
     int (*download)(struct backend *be, void *dst, const void *src, size_t bytes, struct err *e);
     int (*zero)(struct backend *be, void *dst, size_t bytes, struct err *e);
     /* Inside the device: dst = src, dst += src (n elements), and, for debug builds, dst = NaN. */

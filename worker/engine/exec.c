@@ -32,6 +32,13 @@ int program_feed(struct program *p, struct node *input, const void *host, size_t
                  : 0;
 }
 
+int program_feed_ahead(struct program *p, const void *host, size_t bytes, struct err *e)
+{
+    struct backend *be = p->cfg.backend;
+
+    return be->ops->upload_ahead ? be->ops->upload_ahead(be, host, bytes, e) : 0;
+}
+
 static int run_forward(struct program *p, int i, struct err *e)
 {
     const struct step *s = &p->steps[i];

@@ -42,6 +42,11 @@ void program_destroy(struct program *p);
 /* Copies host data into an OP_INPUT node; bytes must be its size. */
 int program_feed(struct program *p, struct node *input, const void *host, size_t bytes, struct err *e);
 
+/* Begins to bring what a later program_feed() of the same host memory will copy, beside the work that the
+ * device has. The memory must not change until then, or until program_feed_ahead() of NULL. Where the backend
+ * has no use for it, nothing is done. */
+int program_feed_ahead(struct program *p, const void *host, size_t bytes, struct err *e);
+
 /* Tells kernels what their random draws are keyed by, from now on. */
 int program_begin(struct program *p, uint64_t seed, uint64_t step, struct err *e);
 

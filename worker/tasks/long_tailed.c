@@ -36,6 +36,7 @@ struct long_tailed {
     struct node *images, *labels; /* inputs of the training graph */
     float *host_images;           /* (n,H,W,c) */
     int32_t *host_labels;         /* (n) */
+    int64_t ahead;                /* step whose batch is in host memory already; -1: none */
 
     struct classify *classify;
     int holdout_idx, test_idx; /* numbers in classify */
@@ -160,6 +161,7 @@ static struct task *create(const struct task_env *env, struct err *e)
 
     t->base.ops = &long_tailed_task;
     t->env = *env;
+    t->ahead = -1;
     t->arch = resnet_find(env->spec->model.arch);
     int rc =
         t->arch ? 0 : err_set_kind(e, ERR_SPEC, "/model/arch: no architecture '%s'", env->spec->model.arch);
@@ -288,17 +290,44 @@ static int set_constants(struct task *base, struct err *e)
     return rc;
 }
 
+/* The batch of `step` to host memory; what was brought to the device from there is then another's. */
+static int load(struct long_tailed *t, struct program *p, int64_t step, struct err *e)
+{
+    t->ahead = -1;
+    if (program_feed_ahead(p, NULL, 0, e) < 0)
+        return -1;
+    int64_t got = loader_batch(t->loader, step, t->host_images, t->host_labels, e);
+    ASSERT(got < 0 || got == t->labels->shape.dims[0]);
+    return got < 0 ? -1 : 0;
+}
+
+static size_t image_bytes(const struct long_tailed *t)
+{
+    return (size_t)shape_count(t->images->shape) * sizeof(float);
+}
+
+/* On a CPU there is nobody to work meanwhile, and the loader has a thread that prepares the next batch. */
+static int feed_ahead(struct task *base, struct program *p, int64_t step, struct err *e)
+{
+    struct long_tailed *t = self(base);
+
+    if (!t->env.backend->ops->upload_ahead)
+        return 0;
+    if (load(t, p, step, e) < 0 || program_feed_ahead(p, t->host_images, image_bytes(t), e) < 0)
+        return -1;
+    t->ahead = step;
+    return 0;
+}
+
 static int feed(struct task *base, struct program *p, int64_t step, struct err *e)
 {
     struct long_tailed *t = self(base);
     size_t rows = (size_t)t->labels->shape.dims[0];
-    int64_t got = loader_batch(t->loader, step, t->host_images, t->host_labels, e);
 
-    if (got < 0)
+    if (t->ahead != step && load(t, p, step, e) < 0)
         return -1;
-    ASSERT((size_t)got == rows);
-    if (program_feed(p, t->images, t->host_images, (size_t)shape_count(t->images->shape) * sizeof(float), e) <
-        0)
+    t->ahead = -1;
+    if (program_feed(p, t->images, t->host_images, image_bytes(t), e) < 0)
         return -1;
     return program_feed(p, t->labels, t->host_labels, rows * sizeof *t->host_labels, e);
 }
@@ -420,6 +449,7 @@ const struct task_ops long_tailed_task = {
     .build = build,
     .set_constants = set_constants,
     .feed = feed,
+    .feed_ahead = feed_ahead,
     .batch_digest = batch_digest,
     .prepare_eval = prepare_eval,
     .evaluate = evaluate,

@@ -71,6 +71,11 @@ struct task_ops {
      */
     int (*feed)(struct task *t, struct program *p, int64_t step, struct err *e);
 
+    /* While the device is busy with a step: prepares the batch of `step`, which is likely to be fed next;
+     * feeding another is right all the same. NULL: there is nothing to prepare. After it, batch_digest() says
+     * nothing before the next feed(). */
+    int (*feed_ahead)(struct task *t, struct program *p, int64_t step, struct err *e);
+
     /* Which samples this rank's rows of the batch fed last were, and at which rows of the global batch:
      * summed mod 2^64 over the ranks it is the same for any number of them. Of what was really fed, not of a
      * plan. */
@@ -88,7 +93,7 @@ struct task_ops {
     /* Name of the last layer, whose width is the number of classes: "fc". */
     const char *(*classifier)(const struct task *t);
 
-    /* Nanoseconds that feed() has waited for data. */
+    /* Nanoseconds that feed() and feed_ahead() have waited for data. */
     int64_t (*data_wait_ns)(const struct task *t);
 
     void (*destroy)(struct task *t);

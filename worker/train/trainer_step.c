@@ -2,7 +2,8 @@
  *
  * Order: feed → tell the device what the step must know (step_scalars) → forward → backward → measure → vote
  * → update → read the scalars back. What lies between telling and reading is one fixed piece of work on the
- * device, with no question to the host in it, so that a GPU replays it from the third step on. Two steps are
+ * device, with no question to the host in it, so that a GPU replays it from the third step on; meanwhile the
+ * host prepares the next mini-batch. Two steps are
  * different: the one that is dumped stops between vote and update, and one that is not finite is made again
  * by diagnose.c.
  */
@@ -83,6 +84,15 @@ static int do_dumped_step(struct trainer *t, struct err *e)
     return optim_step(t->optim, t->scalars, e);
 }
 
+/* The device has its work; what it is fed next can be on its way. */
+static int prepare_next(struct trainer *t, struct err *e)
+{
+    const struct task_ops *ops = t->task->ops;
+    int64_t next = t->at.step + 1;
+
+    return ops->feed_ahead && next < t->end_step ? ops->feed_ahead(t->task, t->program, next, e) : 0;
+}
+
 /* Waits for the device, within the time that a lost rank is given. */
 static int read_back(struct trainer *t, struct step_scalars *out, struct err *e)
 {
@@ -115,8 +125,8 @@ int trainer_step(struct trainer *t, struct step_scalars *out, struct err *e)
     bool dumps = t->dump.step == done;
 
     if (t->task->ops->feed(t->task, t->program, t->at.step, e) < 0 || tell_device(t, e) < 0 ||
-        (dumps ? do_dumped_step(t, e) : do_step(t, e)) < 0 || read_back(t, out, e) < 0 ||
-        check_finite(t, out, e) < 0)
+        (dumps ? do_dumped_step(t, e) : do_step(t, e)) < 0 || prepare_next(t, e) < 0 ||
+        read_back(t, out, e) < 0 || check_finite(t, out, e) < 0)
         return -1;
     if (dumps && t->rank0 && dump_write(&t->dump, t->params, out->loss, e) < 0)
         return -1;

@@ -3,7 +3,8 @@
  * A new operator is a row here and its functions in the file of its family, as in backend/cpu.
  *
  * Host to device goes through two pinned buffers in turn, so that upload() returns when it has copied from
- * the caller's memory and need not wait for the device, unless both buffers are still on their way.
+ * the caller's memory and need not wait for the device, unless both buffers are still on their way. What is
+ * uploaded ahead takes the same way on a stream of its own, beside the work of the compute stream.
  *
  * Recorded steps: the first time the work is just done (libraries choose and connect), the second time it is
  * recorded as a CUDA graph and launched, from then on it is launched. Work that is recorded asks nothing of
@@ -75,19 +76,57 @@ static void mem_free(struct backend *be, void *p)
         cudaFree(p);
 }
 
-static int upload(struct backend *be, void *dst, const void *src, size_t bytes, struct err *e)
+static int send(struct cuda_backend *b, void *dst, const void *src, size_t bytes, cudaStream_t stream,
+                struct err *e)
 {
-    struct cuda_backend *b = cuda_of(be);
-
     for (size_t at = 0; at < bytes; at += STAGING_BYTES) {
         struct staging *s = &b->staging[b->next_staging];
         size_t n = bytes - at < STAGING_BYTES ? bytes - at : STAGING_BYTES;
         CUDA_TRY(e, cudaEventSynchronize(s->sent));
         memcpy(s->host, (const char *)src + at, n);
-        CUDA_TRY(e, cudaMemcpyAsync((char *)dst + at, s->host, n, cudaMemcpyHostToDevice, b->compute));
-        CUDA_TRY(e, cudaEventRecord(s->sent, b->compute));
+        CUDA_TRY(e, cudaMemcpyAsync((char *)dst + at, s->host, n, cudaMemcpyHostToDevice, stream));
+        CUDA_TRY(e, cudaEventRecord(s->sent, stream));
         b->next_staging = (b->next_staging + 1) % N_STAGING;
     }
+    return 0;
+}
+
+static int upload_ahead(struct backend *be, const void *src, size_t bytes, struct err *e)
+{
+    struct cuda_backend *b = cuda_of(be);
+    struct ahead *a = &b->ahead;
+
+    a->src = NULL;
+    if (bytes > a->capacity) {
+        CUDA_TRY(e, cudaEventSynchronize(a->used));
+        mem_free(be, a->device);
+        a->capacity = 0;
+        if (!(a->device = mem_alloc(be, bytes, e)))
+            return -1;
+        a->capacity = bytes;
+    }
+    if (bytes == 0)
+        return 0;
+    CUDA_TRY(e, cudaStreamWaitEvent(a->stream, a->used, 0));
+    if (send(b, a->device, src, bytes, a->stream, e) < 0)
+        return -1;
+    CUDA_TRY(e, cudaEventRecord(a->arrived, a->stream));
+    a->src = src;
+    a->bytes = bytes;
+    return 0;
+}
+
+static int upload(struct backend *be, void *dst, const void *src, size_t bytes, struct err *e)
+{
+    struct cuda_backend *b = cuda_of(be);
+    struct ahead *a = &b->ahead;
+
+    if (!a->src || a->src != src || a->bytes != bytes)
+        return send(b, dst, src, bytes, b->compute, e);
+    a->src = NULL;
+    CUDA_TRY(e, cudaStreamWaitEvent(b->compute, a->arrived, 0));
+    CUDA_TRY(e, cudaMemcpyAsync(dst, a->device, bytes, cudaMemcpyDeviceToDevice, b->compute));
+    CUDA_TRY(e, cudaEventRecord(a->used, b->compute));
     return 0;
 }
 
@@ -199,6 +238,32 @@ static void replay_free(struct backend *be, void *recording)
 
 /* ---- birth and death ---- */
 
+static int ahead_open(struct cuda_backend *b, int priority, struct err *e)
+{
+    struct ahead *a = &b->ahead;
+
+    CUDA_TRY(e, cudaStreamCreateWithPriority(&a->stream, cudaStreamNonBlocking, priority));
+    CUDA_TRY(e, cudaEventCreateWithFlags(&a->arrived, cudaEventDisableTiming));
+    CUDA_TRY(e, cudaEventCreateWithFlags(&a->used, cudaEventDisableTiming));
+    CUDA_TRY(e, cudaEventRecord(a->used, b->compute)); /* nothing was brought */
+    return 0;
+}
+
+static void ahead_close(struct cuda_backend *b)
+{
+    struct ahead *a = &b->ahead;
+
+    if (a->stream) {
+        cudaStreamSynchronize(a->stream);
+        cudaStreamDestroy(a->stream);
+    }
+    if (a->arrived)
+        cudaEventDestroy(a->arrived);
+    if (a->used)
+        cudaEventDestroy(a->used);
+    mem_free(&b->base, a->device);
+}
+
 static void destroy(struct backend *be)
 {
     struct cuda_backend *b = cuda_of(be);
@@ -207,6 +272,7 @@ static void destroy(struct backend *be)
         return;
     if (b->compute)
         cudaStreamSynchronize(b->compute);
+    ahead_close(b);
     cuda_dnn_destroy(b->dnn);
     cuda_blas_destroy(b->blas);
     for (int i = 0; i < N_STAGING; i++) {
@@ -233,6 +299,7 @@ static const struct backend_ops ops = {
     .mem_alloc = mem_alloc,
     .mem_free = mem_free,
     .upload = upload,
+    .upload_ahead = upload_ahead,
     .download = download,
     .zero = zero,
     .copy = copy,
@@ -263,6 +330,8 @@ static int open_device(struct cuda_backend *b, struct err *e)
         CUDA_TRY(e, cudaEventCreateWithFlags(&b->staging[i].sent, cudaEventDisableTiming));
         CUDA_TRY(e, cudaEventRecord(b->staging[i].sent, b->compute)); /* nothing is on its way */
     }
+    if (ahead_open(b, least, e) < 0)
+        return -1;
     b->step = mem_alloc(&b->base, sizeof *b->step, e);
     b->partials = mem_alloc(&b->base, FLAT_PARTIALS * sizeof(double), e);
     b->sum = mem_alloc(&b->base, sizeof(double), e);

@@ -94,9 +94,10 @@ static struct cuda_conv *conv_find(struct cuda_dnn *d, const struct cuda_conv_sh
     return c;
 }
 
-static int pass_plan(struct cuda_conv *c, enum conv_pass pass, enum dtype w_dtype, struct err *e)
+static int pass_plan(struct cuda_conv *c, enum conv_pass pass, enum dtype w_dtype, bool no_fallback,
+                     struct err *e)
 {
-    const struct conv_problem p = {c->shape, c->options, pass, w_dtype};
+    const struct conv_problem p = {c->shape, c->options, pass, w_dtype, no_fallback};
 
     if (conv_plan_create(c->dnn->handle, c->dnn->stream, &p, &c->plans[pass], e) == 0)
         return 0;
@@ -113,12 +114,16 @@ static int conv_plan_pass(struct cuda_conv *c, enum conv_pass pass, struct err *
     if (c->plans[pass].plan)
         return 0;
     if (pass != CONV_BACKWARD_WEIGHTS)
-        return pass_plan(c, pass, c->options.dtype, e);
+        return pass_plan(c, pass, c->options.dtype, false, e);
+    /* A fallback engine that stores fp32 would cost far more than a last rounding, whose sums are fp32
+     * anyway.
+     */
     c->grad_dtype = DTYPE_F32;
-    if (c->options.f32_grad && c->options.dtype != DTYPE_F32 && pass_plan(c, pass, DTYPE_F32, NULL) == 0)
+    if (c->options.f32_grad && c->options.dtype != DTYPE_F32 &&
+        pass_plan(c, pass, DTYPE_F32, true, NULL) == 0)
         return 0;
     c->grad_dtype = c->options.dtype;
-    return pass_plan(c, pass, c->options.dtype, e);
+    return pass_plan(c, pass, c->options.dtype, false, e);
 }
 
 static void conv_set_text(struct cuda_conv *c)
@@ -175,6 +180,21 @@ enum dtype cuda_conv_grad_dtype(const struct cuda_conv *c)
 const char *cuda_conv_text(const struct cuda_conv *c)
 {
     return c->text;
+}
+
+void cuda_dnn_text(const struct cuda_dnn *d, char *out, size_t size)
+{
+    size_t at = 0;
+
+    if (size)
+        out[0] = 0;
+    for (const struct cuda_conv *c = d->convs; c && at < size; c = c->next)
+        at +=
+            (size_t)snprintf(out + at, size - at, "(%lld, %lld, %lld, %lld) %lldx%lld/%lld to %lld %s: %s\n",
+                             (long long)c->shape.n, (long long)c->shape.h, (long long)c->shape.w,
+                             (long long)c->shape.ci, (long long)c->shape.kernel, (long long)c->shape.kernel,
+                             (long long)c->shape.stride, (long long)c->shape.co, dtype_name(c->options.dtype),
+                             c->text);
 }
 
 /* ------------------------------------------------------------------ running */

@@ -64,6 +64,9 @@ enum dtype cuda_conv_grad_dtype(const struct cuda_conv *c);
  * the next cuda_conv_get(). */
 const char *cuda_conv_text(const struct cuda_conv *c);
 
+/* Writes a line for every convolution so far into out, as much as fits: shape and cuda_conv_text(). */
+void cuda_dnn_text(const struct cuda_dnn *d, char *out, size_t size);
+
 /* x (n,h,w,ci), w (co,k,k,ci/groups), y (n,ho,wo,co), gradients likewise; aligned to 16. Calling a pass that
  * was not asked for is our bug. */
 int cuda_conv_forward(struct cuda_conv *c, const void *x, const void *w, void *y, void *workspace,

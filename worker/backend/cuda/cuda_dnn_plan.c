@@ -11,7 +11,7 @@
 #include "worker/backend/cuda/cuda_util.h"
 
 enum {
-    MAX_CONFIGS = 16, /* of one mode */
+    MAX_CONFIGS = 64, /* of one mode; in fp32 the first dozens may all be TF32 */
     MAX_TIMED = 6,
     TIMED_RUNS = 5,
     MAX_KNOBS = 32,
@@ -463,7 +463,7 @@ int conv_plan_create(cudnnHandle_t handle, cudaStream_t stream, const struct con
     if (graph_create(handle, plan, p, &graph, e) < 0)
         return -1;
     n = candidates_list(handle, graph, CUDNN_HEUR_MODE_A, &p->options, c, max);
-    if (n == 0)
+    if (n == 0 && !p->no_fallback)
         n = candidates_list(handle, graph, CUDNN_HEUR_MODE_FALLBACK, &p->options, c, max);
     if (n == 0)
         return err_set(e, "cuDNN has no engine for it within %zu MiB of workspace%s%s",

@@ -18,6 +18,16 @@ struct staging {
     cudaEvent_t sent; /* its last copy has been made */
 };
 
+/* What upload_ahead() brings: it waits in device memory until upload() copies it to its place. */
+struct ahead {
+    cudaStream_t stream;
+    cudaEvent_t arrived, used; /* all of it is there; it was copied to its place */
+    void *device;
+    size_t capacity;
+    const void *src; /* NULL: nothing is waiting */
+    size_t bytes;
+};
+
 struct cuda_backend {
     struct backend base; /* first: a struct backend * is a struct cuda_backend * */
     struct cuda_config cfg;
@@ -26,6 +36,7 @@ struct cuda_backend {
     struct cuda_blas *blas;
     struct staging staging[N_STAGING];
     int next_staging;
+    struct ahead ahead;
     struct step_ctx *step;  /* device: what random draws are keyed by */
     double *partials, *sum; /* device: scratch of sums over flat ranges */
 };
