@@ -125,10 +125,9 @@ static void add_total(struct estimate *est)
     double sweeps = UPDATE_SWEEPS * est->parameters * f32;
 
     est->seconds.update = sweeps / est->machine->memory_bytes_per_s;
-    est->seconds.fixed = est->machine->fixed_s;
     est->seconds.total = est->seconds.compute[PAPER_FORWARD] + est->seconds.compute[PAPER_BACKWARD] +
                          est->seconds.update + est->seconds.norm + est->seconds.gather +
-                         est->seconds.scatter + est->seconds.gradients_exposed + est->seconds.fixed;
+                         est->seconds.scatter + est->seconds.gradients_exposed;
     est->images_per_s = (double)est->total_rows / est->seconds.total;
 }
 

@@ -20,7 +20,6 @@ struct estimate_machine {
     double flops_per_s[PAPER_RATES][ESTIMATE_PRECISIONS]; /* achieved; PAPER_MEMORY unused; 0: not there */
     double memory_bytes_per_s;           /* achieved, of one rank while the others run, too */
     double op_s;                         /* each operator, beside its work */
-    double fixed_s;                      /* each step, beside its operators */
     double latency_s[2], bytes_per_s[2]; /* one hop: within a host, between hosts */
     bool overlaps;                       /* collectives move on by themselves while the rank computes */
 };
@@ -66,7 +65,7 @@ struct estimate {
         double norm, gather, scatter;
         double gradients;         /* all of their all-reduce */
         double gradients_exposed; /* what backward does not hide of it */
-        double fixed, total;
+        double total;
     } seconds;
     double images_per_s;
     double efficiency; /* against the same job on one rank, had it the memory */

@@ -63,8 +63,7 @@ static void add_time(cJSON *doc, const struct estimate *est)
         {"backward", est->seconds.compute[PAPER_BACKWARD]}, {"module", est->seconds.module},
         {"update", est->seconds.update}, {"batch_norm", est->seconds.norm}, {"gather", est->seconds.gather},
         {"reduce_scatter", est->seconds.scatter}, {"gradients", est->seconds.gradients},
-        {"gradients_exposed", est->seconds.gradients_exposed}, {"fixed", est->seconds.fixed},
-        {"total", est->seconds.total});
+        {"gradients_exposed", est->seconds.gradients_exposed}, {"total", est->seconds.total});
     json_add_double(doc, "images_per_s", est->images_per_s);
     json_add_double(doc, "efficiency", est->efficiency);
 }

@@ -2,8 +2,8 @@
  * comes from.
  */
 #include "proto/estimate.h"
-#include <stdio.h>
 
+#include <stdio.h>
 #include <string.h>
 
 const struct estimate_machine estimate_machines[] = {
@@ -11,12 +11,11 @@ const struct estimate_machine estimate_machines[] = {
         .name = "cpu-core",
         .description = "one core of an AMD EPYC a rank, all ranks on one host, Open MPI in shared memory",
         .measured = true,
-        .flops_per_s = {[PAPER_CONV] = {50e9, 0, 0}, [PAPER_GEMM] = {60e9, 0, 0}},
-        .memory_bytes_per_s = 10e9,
-        .op_s = 5e-6,
-        .fixed_s = 100e-6,
-        .latency_s = {5e-6, 5e-6},
-        .bytes_per_s = {2e9, 2e9},
+        .flops_per_s = {[PAPER_CONV] = {220e9, 0, 0}, [PAPER_GEMM] = {265e9, 0, 0}},
+        .memory_bytes_per_s = 21e9,
+        .op_s = 10e-6,
+        .latency_s = {0.2e-6, 0.2e-6},
+        .bytes_per_s = {2.5e9, 2.5e9},
         .overlaps = false,
     },
     {
@@ -26,7 +25,6 @@ const struct estimate_machine estimate_machines[] = {
         .flops_per_s = {[PAPER_CONV] = {33.5e12, 247e12, 494e12}, [PAPER_GEMM] = {33.5e12, 247e12, 494e12}},
         .memory_bytes_per_s = 2.85e12,
         .op_s = 3e-6,
-        .fixed_s = 50e-6,
         .latency_s = {1.5e-6, 1.5e-6},
         .bytes_per_s = {370e9, 370e9},
         .overlaps = true,
@@ -39,7 +37,6 @@ const struct estimate_machine estimate_machines[] = {
         .flops_per_s = {[PAPER_CONV] = {33.5e12, 247e12, 494e12}, [PAPER_GEMM] = {33.5e12, 247e12, 494e12}},
         .memory_bytes_per_s = 2.85e12,
         .op_s = 3e-6,
-        .fixed_s = 50e-6,
         .latency_s = {1.5e-6, 8e-6},
         .bytes_per_s = {370e9, 350e9},
         .overlaps = true,
