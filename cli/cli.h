@@ -27,7 +27,7 @@ enum { CLI_CALL_MS = 30000 };
 struct cli_options {
     bool help, version, json;
     char *address;
-    struct conf_list set;   /* run, submit, validate */
+    struct conf_list set;   /* run, submit, validate, estimate */
     bool watch;             /* submit */
     char *idempotency_key;  /* submit */
     char *state, *user;     /* list */
@@ -40,10 +40,12 @@ struct cli_options {
     bool plot;              /* metrics */
     bool cancel;            /* shutdown */
     char *state_dir;        /* run */
-    char *ranks;            /* verify; "1,2,4" */
+    char *ranks;            /* verify, estimate; "1,2,4" */
     int64_t steps;          /* verify */
     char *tolerance;        /* verify; a number */
     char *keep;             /* verify */
+    char *machine;          /* estimate */
+    int64_t rows;           /* estimate; rows of each rank, 0 = the spec's global mini-batch */
 };
 
 struct cli {
@@ -70,6 +72,7 @@ extern const struct cli_command cmd_daemon_commands[];
 extern const struct cli_command cmd_run_commands[];
 extern const struct cli_command cmd_verify_commands[];
 extern const struct cli_command cmd_diff_commands[];
+extern const struct cli_command cmd_estimate_commands[];
 
 /* Options that several files use. */
 #define CLI_OPTION_SET                                                                                       \

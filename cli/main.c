@@ -32,13 +32,14 @@ enum { N_GLOBAL = sizeof global_rows / sizeof *global_rows };
 
 /* Commands of the documented interface that come with a later version: refused by name. */
 static const struct cli_command later_commands[] = {
-    {.name = "top"},  {.name = "pause"},    {.name = "resume"}, {.name = "requeue"}, {.name = "node"},
-    {.name = "eval"}, {.name = "estimate"}, {.name = "export"}, {.name = "report"},  {0},
+    {.name = "top"},     {.name = "pause"},  {.name = "resume"},
+    {.name = "requeue"}, {.name = "node"},   {.name = "eval"},
+    {.name = "export"},  {.name = "report"}, {0},
 };
 
 static const struct cli_command *const tables[] = {
-    cmd_run_commands,    cmd_job_commands,  cmd_data_commands, cmd_daemon_commands,
-    cmd_verify_commands, cmd_diff_commands, later_commands,
+    cmd_run_commands,    cmd_job_commands,  cmd_data_commands,     cmd_daemon_commands,
+    cmd_verify_commands, cmd_diff_commands, cmd_estimate_commands, later_commands,
 };
 
 enum { N_TABLES = sizeof tables / sizeof *tables, MAX_COMMANDS = 64 };

@@ -4,6 +4,7 @@
 #include "daemon/actions.h"
 #include "daemon/conn.h"
 #include "daemon/server.h"
+#include "proto/estimate.h"
 #include "proto/jobspec.h"
 
 #include <stdlib.h>
@@ -129,11 +130,49 @@ static void spec_validate(struct rpc_call *call)
     free(spec);
 }
 
+static void estimate_spec(struct rpc_call *call, const struct jobspec *spec)
+{
+    int64_t ranks = spec->resources.ranks;
+    const char *machine = NULL;
+    struct estimate est;
+    struct err e = ERR_INIT;
+
+    if (rpc_param_int(call, "ranks", false, 1, ESTIMATE_MAX_RANKS, &ranks) < 0 ||
+        rpc_param_str(call, "machine", &machine) < 0)
+        return;
+    struct estimate_query q = {.spec = spec,
+                               .machine = estimate_machine_find(machine, spec, &e),
+                               .ranks = (int)ranks};
+    if (!q.machine || estimate_job(&q, &est, &e) < 0)
+        rpc_fail_err(call, RPC_INVALID_PARAMS, &e);
+    else
+        call->result = estimate_to_json(&est);
+}
+
+static void spec_estimate(struct rpc_call *call)
+{
+    const cJSON *doc = json_find(call->params, "spec");
+    struct jobspec_errors errors = {0};
+
+    if (!doc) {
+        rpc_fail(call, RPC_INVALID_PARAMS, "/params/spec: nothing found, a job spec is accepted");
+        return;
+    }
+    struct jobspec *spec = xcalloc(1, sizeof *spec);
+    if (jobspec_parse(doc, spec, NULL, &errors) == 0)
+        estimate_spec(call, spec);
+    else
+        rpc_fail_spec(call, jobspec_errors_to_json(&errors));
+    jobspec_errors_free(&errors);
+    free(spec);
+}
+
 const struct rpc_method methods_daemon[] = {
     {"daemon.info", ROLE_USER, info, ""},
     {"daemon.drain", ROLE_ADMIN, drain, ""},
     {"daemon.shutdown", ROLE_ADMIN, shut_down, "cancel"},
     {"node.list", ROLE_USER, node_list, ""},
     {"spec.validate", ROLE_USER, spec_validate, "spec"},
+    {"spec.estimate", ROLE_USER, spec_estimate, "spec ranks machine"},
     {0},
 };

@@ -26,17 +26,6 @@ static void user_name(int64_t uid, char *out, size_t size)
         snprintf(out, size, "%lld", (long long)uid);
 }
 
-static void fail_spec(struct rpc_call *call, cJSON *errors)
-{
-    int n = cJSON_GetArraySize(errors);
-    const cJSON *first = json_find(errors->child, "message"), *at = json_find(errors->child, "pointer");
-
-    rpc_fail(call, RPC_INVALID_SPEC, "invalid spec: %d error%s; first: %s: %.600s", n, n == 1 ? "" : "s",
-             cJSON_IsString(at) ? at->valuestring : "", cJSON_IsString(first) ? first->valuestring : "");
-    call->data = cJSON_CreateObject();
-    cJSON_AddItemToObject(call->data, "errors", errors);
-}
-
 static void fail_resource(struct rpc_call *call, const char *pointer, const char *why)
 {
     cJSON *errors = cJSON_CreateArray(), *v = cJSON_CreateObject();
@@ -44,7 +33,7 @@ static void fail_resource(struct rpc_call *call, const char *pointer, const char
     cJSON_AddItemToArray(errors, v);
     cJSON_AddStringToObject(v, "pointer", pointer);
     cJSON_AddStringToObject(v, "message", why);
-    fail_spec(call, errors);
+    rpc_fail_spec(call, errors);
 }
 
 /* What the coordinator's own machine rules out. */
@@ -129,7 +118,7 @@ static void submit(struct rpc_call *call)
         return;
     struct jobspec *spec = xcalloc(1, sizeof *spec);
     if (jobspec_parse(doc, spec, &resolved, &errors) < 0) {
-        fail_spec(call, jobspec_errors_to_json(&errors));
+        rpc_fail_spec(call, jobspec_errors_to_json(&errors));
     } else if (fits_here(call, spec)) {
         char *text = json_text(resolved);
         make_submitted(call, spec, &ev);

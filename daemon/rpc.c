@@ -126,6 +126,17 @@ void rpc_fail_err(struct rpc_call *call, int code, const struct err *e)
     rpc_fail(call, code, "%s", e->msg);
 }
 
+void rpc_fail_spec(struct rpc_call *call, cJSON *errors)
+{
+    int n = cJSON_GetArraySize(errors);
+    const cJSON *first = json_find(errors->child, "message"), *at = json_find(errors->child, "pointer");
+
+    rpc_fail(call, RPC_INVALID_SPEC, "invalid spec: %d error%s; first: %s: %.600s", n, n == 1 ? "" : "s",
+             cJSON_IsString(at) ? at->valuestring : "", cJSON_IsString(first) ? first->valuestring : "");
+    call->data = cJSON_CreateObject();
+    cJSON_AddItemToObject(call->data, "errors", errors);
+}
+
 static void answer_call(struct rpc_call *call)
 {
     if (call->later || !call->id) {

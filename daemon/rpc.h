@@ -55,6 +55,9 @@ void rpc_handle_too_long(struct conn *c);
 void rpc_fail(struct rpc_call *call, int code, const char *fmt, ...) __attribute__((format(printf, 3, 4)));
 void rpc_fail_err(struct rpc_call *call, int code, const struct err *e);
 
+/* Error 1002; takes ownership of the array of {pointer, message}, which is not empty. */
+void rpc_fail_spec(struct rpc_call *call, cJSON *errors);
+
 /* Promises an answer for later; exactly one of the two functions below must follow, on every path. The
  * connection may be gone by then. */
 struct rpc_later *rpc_later(struct rpc_call *call);

@@ -5,6 +5,9 @@
 #include <stdint.h>
 #include <cmocka.h>
 #include <math.h>
+#include <string.h>
+#include "common/json.h"
+#include "proto/estimate.h"
 #include "worker/tasks/classify.h"
 #include "worker/tasks/long_tailed.h"
 
@@ -28,11 +31,37 @@ static void gather_choice(void **state)
     assert_int_equal(long_tailed_gather(64, 2048), GATHER_KEYS_VALUES);
 }
 
+/* The estimate, which may not know the worker, says what the worker does. */
+static void gather_choice_estimated(void **state)
+{
+    static const char text[] =
+        "{\"version\": 1, \"task\": \"long_tailed\", \"data\": {\"format\": \"idx\", \"path\": \"/d\"}, "
+        "\"model\": {\"arch\": \"resnet8\"}, \"batchformer\": {\"heads\": 1}, "
+        "\"train\": {\"epochs\": 1, \"batch_size\": 64}}";
+    struct jobspec spec;
+    struct jobspec_errors errors = {0};
+    struct err e = ERR_INIT;
+    cJSON *doc = json_parse(text, strlen(text), &e);
+
+    (void)state;
+    assert_int_equal(jobspec_parse(doc, &spec, NULL, &errors), 0);
+    cJSON_Delete(doc);
+    for (int c = 4; c <= 256; c++)
+        for (int ranks = 1; ranks <= 64; ranks *= 8) {
+            struct estimate est;
+            spec.model.width = c / 64.0;
+            struct estimate_query q = {&spec, estimate_machines, ranks};
+            assert_int_equal(estimate_job(&q, &est, &e), 0);
+            assert_int_equal(est.gather.features, long_tailed_gather(ranks, c) == GATHER_ROWS);
+        }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(row_loss),
         cmocka_unit_test(gather_choice),
+        cmocka_unit_test(gather_choice_estimated),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
