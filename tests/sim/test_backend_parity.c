@@ -300,7 +300,7 @@ static void test_upload_ahead(void **state)
     const struct backend_ops *ops = be->ops;
     const size_t sizes[] = {4, 1000, MOST, 4096};
     struct err e = ERR_INIT;
-    char *src = xmalloc(MOST), *back = xmalloc(MOST), *dst = ops->mem_alloc(be, MOST, &e);
+    char *src = xmalloc(MOST), *back = xcalloc(1, MOST), *dst = ops->mem_alloc(be, MOST, &e);
 
     assert_non_null(dst);
     for (int i = 0; i < 16; i++) {
@@ -317,6 +317,8 @@ static void test_upload_ahead(void **state)
             memset(src, 2 + 2 * i, n);
         }
         assert_int_equal(ops->upload(be, dst, src, n, &e), 0);
+        assert_int_equal(ops->upload_ahead(be, back, n, &e), 0); /* the next one, before that was copied */
+        assert_int_equal(ops->upload_ahead(be, NULL, 0, &e), 0);
         assert_int_equal(ops->download(be, back, dst, n, &e), 0);
         assert_memory_equal(back, src, n);
     }
