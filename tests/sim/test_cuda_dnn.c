@@ -9,33 +9,33 @@
 #include "worker/backend/cuda/cuda_dnn.h"
 #include "worker/backend/cuda/reorder.h"
 
-enum { ALL_PASSES = CUDA_CONV_FORWARD | CUDA_CONV_BACKWARD_DATA | CUDA_CONV_BACKWARD_WEIGHTS };
+enum { ALL_PASSES = (1 << N_CONV_PASSES) - 1 };
 
 /* n, h, w, ci, ho, wo, co, groups, kernel, stride, pad */
-static const struct cuda_conv_shape shapes[] = {
+static const struct conv_shape shapes[] = {
     {2, 5, 6, 3, 5, 6, 4, 1, 3, 1, 1},   {3, 8, 8, 8, 4, 4, 16, 1, 3, 2, 1},
     {2, 7, 7, 4, 7, 7, 8, 1, 1, 1, 0},   {2, 8, 6, 6, 4, 3, 4, 2, 1, 2, 0},
     {1, 9, 9, 8, 5, 5, 8, 4, 3, 2, 1},   {2, 6, 6, 4, 6, 6, 4, 4, 3, 1, 1},
     {1, 11, 12, 3, 6, 6, 5, 1, 7, 2, 3},
 };
 
-static size_t count_x(const struct cuda_conv_shape *s)
+static size_t count_x(const struct conv_shape *s)
 {
     return (size_t)(s->n * s->h * s->w * s->ci);
 }
-static size_t count_y(const struct cuda_conv_shape *s)
+static size_t count_y(const struct conv_shape *s)
 {
     return (size_t)(s->n * s->ho * s->wo * s->co);
 }
-static size_t count_w(const struct cuda_conv_shape *s)
+static size_t count_w(const struct conv_shape *s)
 {
     return (size_t)(s->co * (s->ci / s->groups) * s->kernel * s->kernel);
 }
 
 /* The three passes at once: y from x and w; dx from dy and w; dw from x and dy. w is (Co, Ci/groups, k, k).
  */
-static void reference(const struct cuda_conv_shape *s, const float *x, const float *w, const float *dy,
-                      double *y, double *dx, double *dw)
+static void reference(const struct conv_shape *s, const float *x, const float *w, const float *dy, double *y,
+                      double *dx, double *dw)
 {
     const int64_t ig = s->ci / s->groups, og = s->co / s->groups, k = s->kernel;
 
@@ -63,14 +63,14 @@ static void reference(const struct cuda_conv_shape *s, const float *x, const flo
 
 /* A shape with everything on the device. */
 struct fixture {
-    const struct cuda_conv_shape *s;
+    const struct conv_shape *s;
     enum dtype dtype;
     float *x, *w, *dy, *got;
     double *y, *dx, *dw;
     void *d_x, *d_w, *d_dy, *d_y, *d_dx, *d_dw, *d_krsc, *d_grad;
 };
 
-static void setup(struct fixture *f, const struct cuda_conv_shape *s, enum dtype t, cudaStream_t stream)
+static void setup(struct fixture *f, const struct conv_shape *s, enum dtype t, cudaStream_t stream)
 {
     const size_t nx = count_x(s), ny = count_y(s), nw = count_w(s);
 
@@ -109,7 +109,7 @@ static void teardown(struct fixture *f)
 
 static void run(struct fixture *f, struct cuda_conv *c, void *workspace, cudaStream_t stream)
 {
-    const struct cuda_conv_shape *s = f->s;
+    const struct conv_shape *s = f->s;
     struct err e = ERR_INIT;
 
     if (cuda_conv_forward(c, f->d_x, f->d_krsc, f->d_y, workspace, &e) < 0 ||
@@ -135,7 +135,7 @@ static void check(struct fixture *f, enum dtype grad_dtype)
     numbers_check("dw", f->got, f->dw, nw, tolerance_of(grad_dtype));
 }
 
-static struct cuda_conv *get(struct cuda_dnn *d, const struct cuda_conv_shape *s,
+static struct cuda_conv *get(struct cuda_dnn *d, const struct conv_shape *s,
                              const struct cuda_conv_options *o, unsigned passes)
 {
     struct err e = ERR_INIT;
@@ -196,16 +196,16 @@ static void test_cache(void **state)
     struct cuda_conv_options other = o;
     cudaStream_t stream;
     struct cuda_dnn *d = dnn_new(&stream);
-    struct cuda_conv *c = get(d, &shapes[0], &o, CUDA_CONV_FORWARD);
+    struct cuda_conv *c = get(d, &shapes[0], &o, 1u << CONV_FORWARD);
 
     assert_non_null(strstr(cuda_conv_text(c), "forward eng"));
     assert_null(strstr(cuda_conv_text(c), "backward"));
-    assert_ptr_equal(get(d, &shapes[0], &o, CUDA_CONV_BACKWARD_DATA), c);
+    assert_ptr_equal(get(d, &shapes[0], &o, 1u << CONV_BACKWARD_DATA), c);
     assert_non_null(strstr(cuda_conv_text(c), "forward eng"));
     assert_non_null(strstr(cuda_conv_text(c), "backward_data eng"));
-    assert_ptr_not_equal(get(d, &shapes[1], &o, CUDA_CONV_FORWARD), c);
+    assert_ptr_not_equal(get(d, &shapes[1], &o, 1u << CONV_FORWARD), c);
     other.dtype = DTYPE_BF16;
-    assert_ptr_not_equal(get(d, &shapes[0], &other, CUDA_CONV_FORWARD), c);
+    assert_ptr_not_equal(get(d, &shapes[0], &other, 1u << CONV_FORWARD), c);
     cuda_dnn_destroy(d);
     CUDA_OK(cudaStreamDestroy(stream));
 }
@@ -216,11 +216,11 @@ static void test_pointers(void **state)
     (void)state;
     enum { N = 40 };
     const struct cuda_conv_options o = {.dtype = DTYPE_F32, .workspace_limit = 64 << 20};
-    const struct cuda_conv_shape *s = &shapes[2];
+    const struct conv_shape *s = &shapes[2];
     const size_t ny = count_y(s);
     cudaStream_t stream;
     struct cuda_dnn *d = dnn_new(&stream);
-    struct cuda_conv *c = get(d, s, &o, CUDA_CONV_FORWARD);
+    struct cuda_conv *c = get(d, s, &o, 1u << CONV_FORWARD);
     void *workspace = device_new(cuda_conv_workspace_bytes(c)), *y[N];
     struct err e = ERR_INIT;
     struct fixture f;
@@ -246,7 +246,7 @@ static void test_capture(void **state)
 {
     (void)state;
     const struct cuda_conv_options o = {.dtype = DTYPE_F32, .workspace_limit = 64 << 20};
-    const struct cuda_conv_shape *s = &shapes[1];
+    const struct conv_shape *s = &shapes[1];
     cudaStream_t stream;
     struct cuda_dnn *d = dnn_new(&stream);
     struct cuda_conv *c = get(d, s, &o, ALL_PASSES);
@@ -284,11 +284,11 @@ static void test_deterministic(void **state)
     const struct cuda_conv_options o = {.dtype = DTYPE_F32,
                                         .deterministic = true,
                                         .workspace_limit = 64 << 20};
-    const struct cuda_conv_shape s = {16, 9, 9, 8, 9, 9, 8, 1, 3, 1, 1};
+    const struct conv_shape s = {16, 9, 9, 8, 9, 9, 8, 1, 3, 1, 1};
     const size_t nx = count_x(&s), ny = count_y(&s), nw = count_w(&s);
     cudaStream_t stream;
     struct cuda_dnn *d = dnn_new(&stream);
-    struct cuda_conv *c = get(d, &s, &o, CUDA_CONV_BACKWARD_WEIGHTS);
+    struct cuda_conv *c = get(d, &s, &o, 1u << CONV_BACKWARD_WEIGHTS);
     void *workspace = device_new(cuda_conv_workspace_bytes(c));
     float *v = numbers_new(nx + ny, 5), *first = malloc(nw * sizeof *first),
           *again = malloc(nw * sizeof *again);
@@ -339,7 +339,7 @@ static void test_choice(void **state)
     struct cuda_dnn *d = dnn_new(&stream);
 
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
-        struct cuda_conv *c = get(d, &shapes[0], &cases[i].o, CUDA_CONV_FORWARD);
+        struct cuda_conv *c = get(d, &shapes[0], &cases[i].o, 1u << CONV_FORWARD);
 
         if (strncmp(cuda_conv_text(c), cases[i].text, strlen(cases[i].text)))
             fail_msg("case %zu: %s", i, cuda_conv_text(c));
@@ -355,18 +355,18 @@ static void test_refused(void **state)
     (void)state;
     const struct cuda_conv_options o = {.dtype = DTYPE_F32, .workspace_limit = 64 << 20};
     const struct cuda_conv_options tight = {.dtype = DTYPE_F32, .deterministic = true};
-    struct cuda_conv_shape wrong = shapes[0];
+    struct conv_shape wrong = shapes[0];
     cudaStream_t stream;
     struct cuda_dnn *d = dnn_new(&stream);
     struct err e = ERR_INIT;
 
     wrong.ho++; /* not what kernel, stride and padding make of h */
-    assert_null(cuda_conv_get(d, &wrong, &o, CUDA_CONV_FORWARD, &e));
+    assert_null(cuda_conv_get(d, &wrong, &o, 1u << CONV_FORWARD, &e));
     assert_non_null(
         strstr(e.msg, "convolution of (2, 5, 6, 3) to 4 channels, kernel 3, stride 1, f32 forward"));
     assert_non_null(strstr(e.msg, "cuDNN"));
 #ifdef BF_SIM
-    assert_null(cuda_conv_get(d, &shapes[0], &tight, CUDA_CONV_FORWARD, &e));
+    assert_null(cuda_conv_get(d, &shapes[0], &tight, 1u << CONV_FORWARD, &e));
     assert_non_null(
         strstr(e.msg, "cuDNN has no engine for it within 0 MiB of workspace, deterministic, without"));
 #endif

@@ -7,44 +7,10 @@
 #include <cmocka.h>
 #include <stdlib.h>
 #include <string.h>
+#include "tests/unit/data/tail_fixture.h"
 #include "worker/data/loader.h"
-#include "worker/data/longtail.h"
-#include "worker/data/synth.h"
 
-enum { BATCH = 13, VALUES = 6 * 5 * 2 };
-
-struct fixture {
-    struct dataset_pair data;
-    struct split *train, *test; /* a long tail of train; all of test */
-};
-
-static int set_up(void **state)
-{
-    const struct synth_config synth = {
-        .h = 6, .w = 5, .c = 2, .classes = 4, .train_per_class = 40, .test_per_class = 8, .seed = 2};
-    const struct longtail_config tail = {.kind = LONGTAIL_EXP, .factor = 4, .holdout_per_class = 2};
-    struct fixture *f = calloc(1, sizeof *f);
-    struct split *holdout = NULL;
-
-    if (synth_open(&synth, &f->data, NULL) < 0 ||
-        longtail_split(&tail, f->data.train, &f->train, &holdout, NULL) < 0)
-        return -1;
-    split_destroy(holdout);
-    f->test = split_create_all(f->data.test);
-    *state = f;
-    return 0;
-}
-
-static int tear_down(void **state)
-{
-    struct fixture *f = *state;
-
-    split_destroy(f->train);
-    split_destroy(f->test);
-    dataset_pair_free(&f->data);
-    free(f);
-    return 0;
-}
+enum { BATCH = 13 };
 
 static struct loader_config config(const struct fixture *f, enum loader_mode mode, int rank, int size,
                                    bool prefetch)

@@ -8,42 +8,10 @@
 #include <cmocka.h>
 #include <stdlib.h>
 #include <string.h>
+#include "tests/unit/data/tail_fixture.h"
 #include "worker/data/loader.h"
-#include "worker/data/longtail.h"
-#include "worker/data/synth.h"
 
-enum { VALUES = 6 * 5 * 2, MAX_RANKS = 16, EPOCHS = 3 };
-
-struct fixture {
-    struct dataset_pair data;
-    struct split *train;
-};
-
-static int set_up(void **state)
-{
-    const struct synth_config synth = {
-        .h = 6, .w = 5, .c = 2, .classes = 4, .train_per_class = 40, .test_per_class = 8, .seed = 2};
-    const struct longtail_config tail = {.kind = LONGTAIL_EXP, .factor = 4, .holdout_per_class = 2};
-    struct fixture *f = calloc(1, sizeof *f);
-    struct split *holdout = NULL;
-
-    if (synth_open(&synth, &f->data, NULL) < 0 ||
-        longtail_split(&tail, f->data.train, &f->train, &holdout, NULL) < 0)
-        return -1;
-    split_destroy(holdout);
-    *state = f;
-    return 0;
-}
-
-static int tear_down(void **state)
-{
-    struct fixture *f = *state;
-
-    split_destroy(f->train);
-    dataset_pair_free(&f->data);
-    free(f);
-    return 0;
-}
+enum { MAX_RANKS = 16, EPOCHS = 3 };
 
 /* The ranks of a job; no augmentation, so that pixels tell which image they are. */
 struct job {
@@ -214,7 +182,7 @@ static void the_digest_knows_places(void **state)
             swapped[a] = order[b];
             swapped[b] = order[a];
             struct split *s = split_create(f->data.train, swapped, BATCH);
-            struct fixture g = {f->data, s};
+            struct fixture g = {.data = f->data, .train = s};
             struct job j;
             start(&j, &g, 1, BATCH, 1);
             assert_true(loader_digest(j.ranks[0]) == 0); /* nothing was served yet */

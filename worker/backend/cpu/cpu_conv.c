@@ -13,39 +13,15 @@
 
 /* ------------------------------------------------------------------ convolution */
 
-static struct dn_conv_shape conv_shape(const struct node *n)
-{
-    const int64_t *x = n->in[0]->shape.dims, *y = n->shape.dims;
-
-    return (struct dn_conv_shape){
-        .n = x[0],
-        .h = x[1],
-        .w = x[2],
-        .ci = x[3],
-        .ho = y[1],
-        .wo = y[2],
-        .co = y[3],
-        .groups = n->attr.conv.groups,
-        .kernel = n->attr.conv.kernel,
-        .stride = n->attr.conv.stride,
-        .pad = n->attr.conv.pad,
-    };
-}
-
 /* A rank without rows has no state: there is nothing to convolve. */
 KERNEL_PREPARE(conv2d)
 {
-    const struct dn_conv_shape s = conv_shape(n);
-    unsigned passes = DN_FORWARD;
+    const struct conv_shape s = conv_shape_of(n);
     struct dn_conv *conv;
 
     if (s.n == 0)
         return 0;
-    if (n->in[0]->needs_grad)
-        passes |= DN_BACKWARD_DATA;
-    if (n->in[1]->needs_grad)
-        passes |= DN_BACKWARD_WEIGHTS;
-    conv = dn_conv_create(cpu_of(be)->dn, &s, passes, e);
+    conv = dn_conv_create(cpu_of(be)->dn, &s, conv_passes_of(n), e);
     if (!conv)
         return -1;
     p->state = conv;

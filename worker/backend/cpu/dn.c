@@ -65,20 +65,18 @@ struct conv_desc {
     dnnl_dims_t strides, dilates, pad_low, pad_high;
 };
 
-enum pass { FORWARD, BACKWARD_DATA, BACKWARD_WEIGHTS, N_PASSES };
-
 #if DNNL_VERSION_MAJOR >= 3
-static dnnl_status_t conv_pd_create(dnnl_primitive_desc_t *pd, enum pass pass, const struct conv_desc *d,
+static dnnl_status_t conv_pd_create(dnnl_primitive_desc_t *pd, enum conv_pass pass, const struct conv_desc *d,
                                     dnnl_engine_t eng, dnnl_primitive_desc_t hint, dnnl_primitive_attr_t attr)
 {
     const dnnl_alg_kind_t alg = dnnl_convolution_direct;
 
     switch (pass) {
-    case FORWARD:
+    case CONV_FORWARD:
         return dnnl_convolution_forward_primitive_desc_create(pd, eng, dnnl_forward_training, alg, d->x.v,
                                                               d->w.v, NULL, d->y.v, d->strides, d->dilates,
                                                               d->pad_low, d->pad_high, attr);
-    case BACKWARD_DATA:
+    case CONV_BACKWARD_DATA:
         return dnnl_convolution_backward_data_primitive_desc_create(pd, eng, alg, d->x.v, d->w.v, d->y.v,
                                                                     d->strides, d->dilates, d->pad_low,
                                                                     d->pad_high, hint, attr);
@@ -89,7 +87,7 @@ static dnnl_status_t conv_pd_create(dnnl_primitive_desc_t *pd, enum pass pass, c
     }
 }
 #else
-static dnnl_status_t conv_pd_create(dnnl_primitive_desc_t *pd, enum pass pass, const struct conv_desc *d,
+static dnnl_status_t conv_pd_create(dnnl_primitive_desc_t *pd, enum conv_pass pass, const struct conv_desc *d,
                                     dnnl_engine_t eng, dnnl_primitive_desc_t hint, dnnl_primitive_attr_t attr)
 {
     const dnnl_alg_kind_t alg = dnnl_convolution_direct;
@@ -97,12 +95,12 @@ static dnnl_status_t conv_pd_create(dnnl_primitive_desc_t *pd, enum pass pass, c
     dnnl_status_t s;
 
     switch (pass) {
-    case FORWARD:
+    case CONV_FORWARD:
         s = dnnl_dilated_convolution_forward_desc_init(&c, dnnl_forward_training, alg, &d->x.v, &d->w.v, NULL,
                                                        &d->y.v, d->strides, d->dilates, d->pad_low,
                                                        d->pad_high);
         break;
-    case BACKWARD_DATA:
+    case CONV_BACKWARD_DATA:
         s = dnnl_dilated_convolution_backward_data_desc_init(&c, alg, &d->x.v, &d->w.v, &d->y.v, d->strides,
                                                              d->dilates, d->pad_low, d->pad_high);
         break;
@@ -175,7 +173,7 @@ struct pass_state {
 
 struct dn_conv {
     struct dn *dn;
-    struct pass_state pass[N_PASSES];
+    struct pass_state pass[N_CONV_PASSES];
     size_t w_plain_bytes, scratch_bytes;
 };
 
@@ -201,11 +199,11 @@ static int reorder_create(struct dn *d, md_ref from, md_ref to, dnnl_primitive_t
 }
 
 /* Everything of a pass that follows from its primitive descriptor. */
-static int pass_fill(struct dn_conv *c, enum pass pass, dnnl_primitive_desc_t pd, const struct conv_desc *d,
-                     const struct md *plain, struct err *e)
+static int pass_fill(struct dn_conv *c, enum conv_pass pass, dnnl_primitive_desc_t pd,
+                     const struct conv_desc *d, const struct md *plain, struct err *e)
 {
     struct pass_state *s = &c->pass[pass];
-    const bool weights = pass == BACKWARD_WEIGHTS;
+    const bool weights = pass == CONV_BACKWARD_WEIGHTS;
     md_ref w =
         dnnl_primitive_desc_query_md(pd, weights ? dnnl_query_diff_weights_md : dnnl_query_weights_md, 0);
     md_ref pad = dnnl_primitive_desc_query_md(pd, dnnl_query_scratchpad_md, 0);
@@ -223,8 +221,8 @@ static int pass_fill(struct dn_conv *c, enum pass pass, dnnl_primitive_desc_t pd
 }
 
 /* *fwd is made by the first call and is the hint of the later ones. */
-static int pass_create(struct dn_conv *c, enum pass pass, const struct conv_desc *d, const struct md *plain,
-                       dnnl_primitive_desc_t *fwd, bool wanted, struct err *e)
+static int pass_create(struct dn_conv *c, enum conv_pass pass, const struct conv_desc *d,
+                       const struct md *plain, dnnl_primitive_desc_t *fwd, bool wanted, struct err *e)
 {
     dnnl_primitive_desc_t pd = NULL;
     dnnl_status_t s = conv_pd_create(&pd, pass, d, c->dn->engine, *fwd, c->dn->attr);
@@ -233,14 +231,14 @@ static int pass_create(struct dn_conv *c, enum pass pass, const struct conv_desc
     if (s != dnnl_success)
         return err_set(e, "oneDNN has no direct NHWC convolution for this shape: status %d", (int)s);
     rc = wanted ? pass_fill(c, pass, pd, d, plain, e) : 0;
-    if (pass == FORWARD)
+    if (pass == CONV_FORWARD)
         *fwd = pd;
     else
         dnnl_primitive_desc_destroy(pd);
     return rc;
 }
 
-static int conv_desc_init(struct conv_desc *d, struct md *plain, const struct dn_conv_shape *s, struct err *e)
+static int conv_desc_init(struct conv_desc *d, struct md *plain, const struct conv_shape *s, struct err *e)
 {
     const int64_t g = s->groups, k = s->kernel;
     const dnnl_dims_t x = {s->n, s->ci, s->h, s->w}, y = {s->n, s->co, s->ho, s->wo};
@@ -260,7 +258,7 @@ static int conv_desc_init(struct conv_desc *d, struct md *plain, const struct dn
 
 static void set_scratch_bytes(struct dn_conv *c)
 {
-    for (int i = 0; i < N_PASSES; i++) {
+    for (int i = 0; i < N_CONV_PASSES; i++) {
         const struct pass_state *s = &c->pass[i];
         size_t n = align_up(s->w_bytes) + align_up(c->w_plain_bytes) + align_up(s->scratchpad_bytes);
 
@@ -269,7 +267,7 @@ static void set_scratch_bytes(struct dn_conv *c)
     }
 }
 
-static int conv_init(struct dn_conv *c, const struct dn_conv_shape *s, unsigned passes, struct err *e)
+static int conv_init(struct dn_conv *c, const struct conv_shape *s, unsigned passes, struct err *e)
 {
     struct conv_desc d = {0};
     struct md plain = {0};
@@ -278,8 +276,8 @@ static int conv_init(struct dn_conv *c, const struct dn_conv_shape *s, unsigned 
 
     if (rc == 0)
         c->w_plain_bytes = dnnl_memory_desc_get_size(md_use(&plain));
-    for (int i = 0; rc == 0 && i < N_PASSES; i++)
-        if (i == FORWARD || passes >> i & 1)
+    for (int i = 0; rc == 0 && i < N_CONV_PASSES; i++)
+        if (i == CONV_FORWARD || passes >> i & 1)
             rc = pass_create(c, i, &d, &plain, &fwd, passes >> i & 1, e);
     if (fwd)
         dnnl_primitive_desc_destroy(fwd);
@@ -291,7 +289,7 @@ static int conv_init(struct dn_conv *c, const struct dn_conv_shape *s, unsigned 
     return rc;
 }
 
-struct dn_conv *dn_conv_create(struct dn *d, const struct dn_conv_shape *s, unsigned passes, struct err *e)
+struct dn_conv *dn_conv_create(struct dn *d, const struct conv_shape *s, unsigned passes, struct err *e)
 {
     struct dn_conv *c = xcalloc(1, sizeof(*c));
 
@@ -307,7 +305,7 @@ void dn_conv_destroy(struct dn_conv *c)
 {
     if (!c)
         return;
-    for (int i = 0; i < N_PASSES; i++) {
+    for (int i = 0; i < N_CONV_PASSES; i++) {
         struct pass_state *s = &c->pass[i];
         dnnl_memory_t memories[] = {s->x, s->w, s->y, s->w_plain, s->scratchpad};
 
@@ -349,12 +347,12 @@ static int bind(struct pass_state *s, const float *x, const float *y, char *w, c
 }
 
 /* Forward and backward for data: the weights are read, in oneDNN's layout, from scratch. */
-static int run_with_weights(struct dn_conv *c, enum pass pass, const float *x, const float *y, const float *w,
-                            void *scratch, struct err *e)
+static int run_with_weights(struct dn_conv *c, enum conv_pass pass, const float *x, const float *y,
+                            const float *w, void *scratch, struct err *e)
 {
     struct pass_state *s = &c->pass[pass];
     char *own = (char *)scratch, *plain = (char *)(uintptr_t)w, *pad = own + align_up(s->w_bytes);
-    const bool fwd = pass == FORWARD;
+    const bool fwd = pass == CONV_FORWARD;
     const dnnl_exec_arg_t args[] = {{fwd ? DNNL_ARG_SRC : DNNL_ARG_DIFF_SRC, s->x},
                                     {DNNL_ARG_WEIGHTS, s->w},
                                     {fwd ? DNNL_ARG_DST : DNNL_ARG_DIFF_DST, s->y},
@@ -372,19 +370,19 @@ static int run_with_weights(struct dn_conv *c, enum pass pass, const float *x, c
 
 int dn_conv_forward(struct dn_conv *c, const float *x, const float *w, float *y, void *scratch, struct err *e)
 {
-    return run_with_weights(c, FORWARD, x, y, w, scratch, e);
+    return run_with_weights(c, CONV_FORWARD, x, y, w, scratch, e);
 }
 
 int dn_conv_backward_data(struct dn_conv *c, const float *dy, const float *w, float *dx, void *scratch,
                           struct err *e)
 {
-    return run_with_weights(c, BACKWARD_DATA, dx, dy, w, scratch, e);
+    return run_with_weights(c, CONV_BACKWARD_DATA, dx, dy, w, scratch, e);
 }
 
 int dn_conv_backward_weights(struct dn_conv *c, const float *x, const float *dy, void *scratch,
                              const float **dw, struct err *e)
 {
-    struct pass_state *s = &c->pass[BACKWARD_WEIGHTS];
+    struct pass_state *s = &c->pass[CONV_BACKWARD_WEIGHTS];
     char *own = (char *)scratch, *plain = own + align_up(s->w_bytes),
          *pad = plain + align_up(c->w_plain_bytes);
     const dnnl_exec_arg_t args[] = {{DNNL_ARG_SRC, s->x},

@@ -12,24 +12,16 @@
 #include <stddef.h>
 #include <stdint.h>
 #include "common/err.h"
+#include "worker/engine/conv.h"
 
 struct dn;
 struct dn_conv;
 
-struct dn_conv_shape {
-    int64_t n, h, w, ci; /* x (n,h,w,ci) */
-    int64_t ho, wo, co;  /* y (n,ho,wo,co) */
-    int64_t groups, kernel, stride, pad;
-};
-
 struct dn *dn_create(struct err *e);
 void dn_destroy(struct dn *d); /* after all its convolutions */
 
-/* What a convolution is asked to do later. */
-enum { DN_FORWARD = 1, DN_BACKWARD_DATA = 2, DN_BACKWARD_WEIGHTS = 4 };
-
-/* n, ho, wo >= 1. `passes` is a set of DN_*; calling a pass that is not in it is our bug. */
-struct dn_conv *dn_conv_create(struct dn *d, const struct dn_conv_shape *s, unsigned passes, struct err *e);
+/* n, ho, wo >= 1. `passes` is a set of 1u << enum conv_pass; calling a pass that is not in it is our bug. */
+struct dn_conv *dn_conv_create(struct dn *d, const struct conv_shape *s, unsigned passes, struct err *e);
 void dn_conv_destroy(struct dn_conv *c);
 
 /* Bytes that each call needs at `scratch`, aligned to 64. */

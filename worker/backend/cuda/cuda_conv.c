@@ -25,38 +25,10 @@ struct conv_state {
     int64_t O, I, K;        /* of the weights */
 };
 
-static struct cuda_conv_shape conv_shape(const struct node *n)
-{
-    const int64_t *x = n->in[0]->shape.dims, *y = n->shape.dims;
-
-    return (struct cuda_conv_shape){.n = x[0],
-                                    .h = x[1],
-                                    .w = x[2],
-                                    .ci = x[3],
-                                    .ho = y[1],
-                                    .wo = y[2],
-                                    .co = y[3],
-                                    .groups = n->attr.conv.groups,
-                                    .kernel = n->attr.conv.kernel,
-                                    .stride = n->attr.conv.stride,
-                                    .pad = n->attr.conv.pad};
-}
-
-static unsigned conv_passes(const struct node *n)
-{
-    unsigned passes = CUDA_CONV_FORWARD;
-
-    if (n->in[0]->needs_grad)
-        passes |= CUDA_CONV_BACKWARD_DATA;
-    if (n->in[1]->needs_grad)
-        passes |= CUDA_CONV_BACKWARD_WEIGHTS;
-    return passes;
-}
-
 /* A rank without rows has no convolution, but it has a gradient to define. */
 KERNEL_PREPARE(conv2d)
 {
-    const struct cuda_conv_shape s = conv_shape(n);
+    const struct conv_shape s = conv_shape_of(n);
     const struct shape w = n->in[1]->shape;
     struct conv_state *st = xcalloc(1, sizeof *st);
     struct cuda_conv_options o = {.dtype = n->dtype,
@@ -73,7 +45,7 @@ KERNEL_PREPARE(conv2d)
     st->O = w.dims[0];
     st->I = w.dims[1];
     st->K = w.dims[2] * w.dims[3];
-    if (!(st->conv = cuda_conv_get(st->base.be->dnn, &s, &o, conv_passes(n), e))) {
+    if (!(st->conv = cuda_conv_get(st->base.be->dnn, &s, &o, conv_passes_of(n), e))) {
         free(st);
         p->state = NULL;
         return -1;

@@ -19,7 +19,7 @@ struct cuda_dnn {
 struct cuda_conv {
     struct cuda_dnn *dnn;
     struct cuda_conv *next;
-    struct cuda_conv_shape shape;
+    struct conv_shape shape;
     struct cuda_conv_options options;
     enum dtype grad_dtype;
     struct conv_plan plans[N_CONV_PASSES];
@@ -71,7 +71,7 @@ void cuda_dnn_destroy(struct cuda_dnn *d)
 
 /* ------------------------------------------------------------------ planning */
 
-static bool shape_same(const struct cuda_conv_shape *a, const struct cuda_conv_shape *b)
+static bool shape_same(const struct conv_shape *a, const struct conv_shape *b)
 {
     return a->n == b->n && a->h == b->h && a->w == b->w && a->ci == b->ci && a->ho == b->ho &&
            a->wo == b->wo && a->co == b->co && a->groups == b->groups && a->kernel == b->kernel &&
@@ -84,7 +84,7 @@ static bool options_same(const struct cuda_conv_options *a, const struct cuda_co
            a->timed == b->timed && a->f32_grad == b->f32_grad && a->workspace_limit == b->workspace_limit;
 }
 
-static struct cuda_conv *conv_find(struct cuda_dnn *d, const struct cuda_conv_shape *s,
+static struct cuda_conv *conv_find(struct cuda_dnn *d, const struct conv_shape *s,
                                    const struct cuda_conv_options *o)
 {
     struct cuda_conv *c = d->convs;
@@ -139,7 +139,7 @@ static void conv_set_text(struct cuda_conv *c)
                                                                                                    : "");
 }
 
-struct cuda_conv *cuda_conv_get(struct cuda_dnn *d, const struct cuda_conv_shape *s,
+struct cuda_conv *cuda_conv_get(struct cuda_dnn *d, const struct conv_shape *s,
                                 const struct cuda_conv_options *o, unsigned passes, struct err *e)
 {
     struct cuda_conv *c = conv_find(d, s, o);

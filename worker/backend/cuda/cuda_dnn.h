@@ -18,6 +18,7 @@
 #include <stddef.h>
 #include <stdint.h>
 #include "common/err.h"
+#include "worker/engine/conv.h"
 #include "worker/engine/tensor.h"
 
 struct cuda_dnn;
@@ -25,15 +26,6 @@ struct cuda_conv;
 
 /* 91900 for 9.19.0, of the library that is loaded. */
 size_t cuda_dnn_version(void);
-
-struct cuda_conv_shape {
-    int64_t n, h, w, ci; /* x (n,h,w,ci) */
-    int64_t ho, wo, co;  /* y (n,ho,wo,co) */
-    int64_t groups, kernel, stride, pad;
-};
-
-/* What a convolution is asked to do later. */
-enum { CUDA_CONV_FORWARD = 1, CUDA_CONV_BACKWARD_DATA = 2, CUDA_CONV_BACKWARD_WEIGHTS = 4 };
 
 struct cuda_conv_options {
     enum dtype dtype;       /* of activations, and of the weights given: DTYPE_F32 or DTYPE_BF16 */
@@ -49,9 +41,9 @@ struct cuda_dnn *cuda_dnn_create(cudaStream_t stream, struct err *e);
 void cuda_dnn_destroy(struct cuda_dnn *d); /* with all its convolutions */
 
 /* The convolution of that shape and those options, from the cache, or made now; it belongs to `d`. `passes`
- * is a set of CUDA_CONV_*: those of them that it cannot do yet are planned. n, ho, wo >= 1. Not inside a
- * capture. */
-struct cuda_conv *cuda_conv_get(struct cuda_dnn *d, const struct cuda_conv_shape *s,
+ * is a set of 1u << enum conv_pass: those of them that it cannot do yet are planned. n, ho, wo >= 1. Not
+ * inside a capture. */
+struct cuda_conv *cuda_conv_get(struct cuda_dnn *d, const struct conv_shape *s,
                                 const struct cuda_conv_options *o, unsigned passes, struct err *e);
 
 /* Bytes that each call needs at `workspace`, however aligned; the largest of the planned passes. */

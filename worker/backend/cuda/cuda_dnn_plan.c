@@ -64,8 +64,7 @@ static int tensor_create(struct conv_plan *plan, int64_t id, const int64_t dims[
     return 0;
 }
 
-static int convolution_create(struct conv_plan *plan, const struct cuda_conv_shape *s, desc_t *d,
-                              struct err *e)
+static int convolution_create(struct conv_plan *plan, const struct conv_shape *s, desc_t *d, struct err *e)
 {
     const int64_t n_dims = 2, pad[2] = {s->pad, s->pad}, stride[2] = {s->stride, s->stride}, dil[2] = {1, 1};
     const cudnnDataType_t type = CUDNN_DATA_FLOAT;
@@ -113,7 +112,7 @@ static const struct {
 
 static int operation_create(struct conv_plan *plan, const struct conv_problem *p, desc_t *op, struct err *e)
 {
-    const struct cuda_conv_shape *s = &p->shape;
+    const struct conv_shape *s = &p->shape;
     const int64_t x[4] = {s->n, s->ci, s->h, s->w}, y[4] = {s->n, s->co, s->ho, s->wo};
     const int64_t w[4] = {s->co, s->ci / s->groups, s->kernel, s->kernel};
     const float one = 1, zero = 0;
@@ -377,7 +376,7 @@ struct stopwatch {
 static int stopwatch_init(struct stopwatch *w, const struct conv_problem *p, size_t workspace_bytes,
                           struct err *e)
 {
-    const struct cuda_conv_shape *s = &p->shape;
+    const struct conv_shape *s = &p->shape;
     const size_t size = dtype_bytes(p->options.dtype);
     const size_t x = align_up((size_t)(s->n * s->h * s->w * s->ci) * size);
     const size_t y = align_up((size_t)(s->n * s->ho * s->wo * s->co) * size);

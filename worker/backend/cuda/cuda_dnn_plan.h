@@ -10,8 +10,6 @@
 #include <cudnn.h>
 #include "worker/backend/cuda/cuda_dnn.h"
 
-enum conv_pass { CONV_FORWARD, CONV_BACKWARD_DATA, CONV_BACKWARD_WEIGHTS, N_CONV_PASSES };
-
 enum {
     CONV_PACKS = 32,     /* sets of pointers that a plan remembers */
     CONV_TEXT_MAX = 256, /* an engine and its knobs */
@@ -21,7 +19,7 @@ enum {
 
 /* One pass of one shape, as asked for. */
 struct conv_problem {
-    struct cuda_conv_shape shape;
+    struct conv_shape shape;
     struct cuda_conv_options options;
     enum conv_pass pass;
     enum dtype w_dtype; /* options.dtype but for a gradient of weights in fp32 */

@@ -37,11 +37,16 @@ __global__ void reorder_from_krsc_kernel(const T *dw, float *out, int add, int64
     }
 }
 
-static bool reorder_bad(int dtype, int64_t O, int64_t I, int64_t K)
+/* *count elements in blocks of a thread each; false for what cannot be reordered. */
+static bool reorder_grid(int dtype, int64_t O, int64_t I, int64_t K, int64_t *count, unsigned *grid)
 {
     if (dtype != DTYPE_F32 && dtype != DTYPE_BF16)
-        return true;
-    return O < 0 || I < 0 || K < 0 || (O && I && K && O > REORDER_MAX / I / K);
+        return false;
+    if (O < 0 || I < 0 || K < 0 || (O && I && K && O > REORDER_MAX / I / K))
+        return false;
+    *count = O * I * K;
+    *grid = (unsigned)((*count + REORDER_BLOCK - 1) / REORDER_BLOCK);
+    return true;
 }
 
 extern "C" cudaError_t reorder_weights_to_krsc(const float *w, void *out, int dtype, int64_t O, int64_t I,
@@ -50,10 +55,8 @@ extern "C" cudaError_t reorder_weights_to_krsc(const float *w, void *out, int dt
     int64_t count;
     unsigned grid;
 
-    if (reorder_bad(dtype, O, I, K))
+    if (!reorder_grid(dtype, O, I, K, &count, &grid))
         return cudaErrorInvalidValue;
-    count = O * I * K;
-    grid = (unsigned)((count + REORDER_BLOCK - 1) / REORDER_BLOCK);
     if (count == 0)
         return cudaSuccess;
     if (dtype == DTYPE_F32)
@@ -71,10 +74,8 @@ extern "C" cudaError_t reorder_grad_from_krsc(const void *dw, int dtype, float *
     int64_t count;
     unsigned grid;
 
-    if (reorder_bad(dtype, O, I, K))
+    if (!reorder_grid(dtype, O, I, K, &count, &grid))
         return cudaErrorInvalidValue;
-    count = O * I * K;
-    grid = (unsigned)((count + REORDER_BLOCK - 1) / REORDER_BLOCK);
     if (count == 0)
         return cudaSuccess;
     if (dtype == DTYPE_F32)
