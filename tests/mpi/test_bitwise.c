@@ -1,11 +1,13 @@
 /* test_bitwise - networks in micro-shards: the ranks of this job hold, bit for bit, what one rank without a
  * launcher computes on the whole mini-batch: loss, gradients, running statistics; with dropout on. And it is
- * the function of the default mode: gradients agree with that to what fp32 allows.
+ * the function of the default mode: gradients agree with that to what fp32 allows. And a gradient that is not
+ * finite is found on the rank that made it, whichever of its shards that was.
  */
 #include "tests/mpi/mpi_main.h"
 #include "common/cut.h"
 #include "common/philox.h"
 #include "worker/backend/cpu/cpu.h"
+#include "worker/engine/inspect.h"
 #include "worker/engine/program.h"
 #include "worker/nn/batchformer.h"
 #include "worker/nn/resnet.h"
@@ -89,12 +91,14 @@ static void build(struct model *m, const struct net_case *nc)
         fail_msg("%s", e.msg);
 }
 
-static void start(struct model *m, struct comm *comm, const struct net_case *nc, int32_t n_shards)
+/* The model takes the backend. */
+static void start_on(struct model *m, struct backend *be, struct comm *comm, const struct net_case *nc,
+                     int32_t n_shards)
 {
     struct err e = ERR_INIT;
     struct row_split rows;
 
-    *m = (struct model){.comm = comm, .be = cpu_backend_create(1, &e)};
+    *m = (struct model){.comm = comm, .be = be};
     set_rows(m, &rows, nc, n_shards);
     m->params = params_create(m->be);
     m->graph = graph_create(m->params, &rows, true);
@@ -103,6 +107,11 @@ static void start(struct model *m, struct comm *comm, const struct net_case *nc,
     struct program_cfg cfg = {m->be, comm, m->loss, NULL, 0, 4096};
     if (!(m->program = program_compile(m->graph, &cfg, &e)))
         fail_msg("%s", e.msg);
+}
+
+static void start(struct model *m, struct comm *comm, const struct net_case *nc, int32_t n_shards)
+{
+    start_on(m, cpu_backend_create(1, NULL), comm, nc, n_shards);
 }
 
 static void stop(struct model *m)
@@ -224,6 +233,53 @@ static void test_it_is_the_function_of_the_default_mode(void **state)
     comm_destroy(comm);
 }
 
+/* ---- what is not finite ---- */
+
+static int calls_to_go; /* until the classifier's gradient is spoiled; 0: never */
+static int (*linear_backward)(const struct op_call *c, struct err *e);
+
+static int spoiling_backward(const struct op_call *c, struct err *e)
+{
+    int rc = linear_backward(c, e);
+
+    if (strcmp(c->node->name, "fc") == 0 && calls_to_go && --calls_to_go == 0)
+        *(float *)c->din[1] = INFINITY;
+    return rc;
+}
+
+/* Rank 0 spoils its last shard alone, whose sum is not the first that a rank holds when it holds several. */
+static void test_a_gradient_is_found_in_any_shard(void **state)
+{
+    (void)state;
+    const struct net_case *nc = &cases[1];
+    struct comm *comm = world();
+    struct err e = ERR_INIT;
+    struct backend *be = cpu_backend_create(1, &e);
+    const struct backend_ops *plain = be->ops;
+    struct kernel kernels[OP_COUNT];
+    struct backend_ops ops = *plain;
+    struct finding found;
+    struct model m;
+
+    memcpy(kernels, plain->kernels, sizeof kernels);
+    linear_backward = kernels[OP_LINEAR].backward;
+    kernels[OP_LINEAR].backward = spoiling_backward;
+    ops.kernels = kernels;
+    be->ops = &ops;
+    start_on(&m, be, comm, nc, nc->n_shards);
+    feed(&m, nc);
+    calls_to_go =
+        comm->rank == 0 ? 2 * (int)cut_first(nc->n_shards, comm->size, 1) : 0; /* two streams a shard */
+    assert_int_equal(program_find_not_finite(m.program, 5, 0, &found, &e), 0);
+    assert_int_equal(calls_to_go, 0);
+    assert_int_equal(found.kind, comm->rank == 0 ? FINDING_PARAM_GRAD : FINDING_GRAD_SUM);
+    assert_string_equal(found.name, "fc.weight");
+    assert_int_equal(found.element, 0);
+    be->ops = plain;
+    stop(&m);
+    comm_destroy(comm);
+}
+
 /* ---- what is refused ---- */
 
 enum wrong { LOCAL_SCOPE, LOCAL_NORM, GATHERED_FEATURES, WEIGHT_TWICE };
@@ -293,6 +349,7 @@ static void test_what_cannot_be_is_refused_by_name(void **state)
 static const struct CMUnitTest tests[] = {
     cmocka_unit_test(test_any_ranks_have_the_bits_of_one),
     cmocka_unit_test(test_it_is_the_function_of_the_default_mode),
+    cmocka_unit_test(test_a_gradient_is_found_in_any_shard),
     cmocka_unit_test(test_what_cannot_be_is_refused_by_name),
 };
 

@@ -12,7 +12,8 @@ enum { TIME_PARAMS = -2, TIME_INPUTS = -1 };
 struct inspection {
     struct backend *be;
     struct finding *out;
-    char *host; /* room for the largest tensor */
+    char *host; /* room for the largest value or gradient */
+    size_t host_bytes;
 };
 
 static double element(const void *v, int64_t i, enum dtype t)
@@ -48,6 +49,7 @@ static int look(struct inspection *in, enum finding_kind kind, int time, const c
 
     if (f->kind != FINDING_NONE || t == DTYPE_I32 || count == 0)
         return 0;
+    ASSERT((size_t)count * dtype_bytes(t) <= in->host_bytes);
     if (in->be->ops->download(in->be, in->host, device, (size_t)count * dtype_bytes(t), e) < 0)
         return err_wrap(e, "%s", name);
     int64_t at = first_bad(in->host, count, t, &value);
@@ -82,6 +84,20 @@ static int look_at_inputs(struct inspection *in, const struct program *p, struct
     return 0;
 }
 
+/* This rank's share of a parameter's gradient. In micro-shards it is several sums, and call.din is the first.
+ */
+static int look_at_param_grad(struct inspection *in, const struct program *p, int time,
+                              const struct param *prm, const void *first, struct err *e)
+{
+    int rc = look(in, FINDING_PARAM_GRAD, time, prm->name, first, prm->shape, DTYPE_F32, e);
+
+    for (int r = 1; rc == 0 && p->sharded && r < p->sharded->sum->n_roots; r++)
+        rc = look(in, FINDING_PARAM_GRAD, time, prm->name,
+                  p->sharded->more_grads + (size_t)(r - 1) * p->graph->params->n_weights + prm->offset,
+                  prm->shape, DTYPE_F32, e);
+    return rc;
+}
+
 /* The gradients that node i's backward wrote or added to. */
 static int look_at_grads(struct inspection *in, const struct program *p, int i, struct err *e)
 {
@@ -90,10 +106,12 @@ static int look_at_grads(struct inspection *in, const struct program *p, int i, 
 
     for (int k = 0; k < n->n_inputs; k++) {
         const struct node *x = n->in[k];
-        bool param = x->op == OP_PARAM;
-        if (p->steps[i].call.din[k] &&
-            look(in, param ? FINDING_PARAM_GRAD : FINDING_GRAD, time, param ? x->param->name : x->name,
-                 p->steps[i].call.din[k], x->shape, x->grad_dtype, e) < 0)
+        const void *din = p->steps[i].call.din[k];
+        if (!din)
+            continue;
+        int rc = x->op == OP_PARAM ? look_at_param_grad(in, p, time, x->param, din, e)
+                                   : look(in, FINDING_GRAD, time, x->name, din, x->shape, x->grad_dtype, e);
+        if (rc < 0)
             return -1;
     }
     return 0;
@@ -130,7 +148,8 @@ static size_t largest(const struct program *p)
 
     for (int i = 0; i < p->graph->n_nodes; i++) {
         const struct node *n = p->graph->nodes[i];
-        size_t bytes = (size_t)shape_count(n->shape) * dtype_bytes(n->dtype);
+        size_t value = dtype_bytes(n->dtype), grad = dtype_bytes(n->grad_dtype); /* may be wider: graph.h */
+        size_t bytes = (size_t)shape_count(n->shape) * (value > grad ? value : grad);
         most = bytes > most ? bytes : most;
     }
     for (int i = 0; i < p->graph->params->n; i++) {
@@ -152,11 +171,12 @@ static int run(struct inspection *in, struct program *p, uint64_t seed, uint64_t
 int program_find_not_finite(struct program *p, uint64_t seed, uint64_t step, struct finding *out,
                             struct err *e)
 {
-    struct inspection in = {.be = p->cfg.backend, .out = out, .host = malloc(largest(p))};
+    const size_t bytes = largest(p);
+    struct inspection in = {.be = p->cfg.backend, .out = out, .host = malloc(bytes), .host_bytes = bytes};
 
     *out = (struct finding){0};
     if (!in.host)
-        return err_set(e, "no memory to look at a tensor of %zu bytes", largest(p));
+        return err_set(e, "no memory to look at a tensor of %zu bytes", bytes);
     p->watch = (struct watch){after_node, &in};
     int rc = run(&in, p, seed, step, e);
     p->watch = (struct watch){0};
