@@ -181,6 +181,8 @@ int ranks_run(const struct ranks *r, int signal_fd, struct err *e)
         stop(pid, pidfd);
     close(pidfd);
     child_kill_session(pid);
-    child_reap(&pid, &status, KILL_MS);
+    bool reaped = child_reap(&pid, &status, KILL_MS);
+    if (!reaped && !interrupted)
+        return err_set(e, "mpirun ended, and its exit status cannot be had");
     return interrupted ? err_set_kind(e, ERR_INTERRUPTED, "interrupted") : judge(r, status, e);
 }

@@ -1,6 +1,7 @@
 /* run_history - see run_history.h. */
 #include "cli/run_history.h"
 #include "common/fsutil.h"
+#include "common/hash.h"
 #include "common/json.h"
 
 #include <dirent.h>
@@ -106,6 +107,14 @@ bool run_loss_same(double a, double b)
 
 /* --- receipts --- */
 
+static bool is_number(const char *text)
+{
+    char *end;
+
+    (void)strtod(text, &end);
+    return end != text && !*end;
+}
+
 static int take_receipt(const cJSON *v, const char *at, int64_t above, struct run_receipt *out, struct err *e)
 {
     if (!cJSON_IsObject(v))
@@ -116,10 +125,13 @@ static int take_receipt(const cJSON *v, const char *at, int64_t above, struct ru
         const char *text;
         if (json_get_str(v, at, fields[f].key, &text, e) < 0)
             return -1;
-        size_t len = strlen(text);
-        if (len == 0 || len >= sizeof out->v[f] || (f != RECEIPT_LOSS && len != sizeof out->v[f] - 1))
-            return err_set(e, "%s/%s: %zu characters found, %s accepted", at, fields[f].key, len,
+        if (f == RECEIPT_LOSS ? !is_number(text) : !hash_is_hex(text))
+            return err_set(e, "%s/%s: \"%.40s\" found, %s accepted", at, fields[f].key, text,
                            f == RECEIPT_LOSS ? "a number as text is" : "32 hex digits are");
+        size_t len = strlen(text);
+        if (len >= sizeof out->v[f])
+            return err_set(e, "%s/%s: %zu characters found, at most %zu are accepted", at, fields[f].key, len,
+                           sizeof out->v[f] - 1);
         memcpy(out->v[f], text, len + 1);
     }
     return 0;

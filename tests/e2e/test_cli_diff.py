@@ -193,6 +193,13 @@ def test_a_damaged_manifest_is_named(tmp_path):
     fails(a, a, "step-00000100/manifest.json")
 
 
+@pytest.mark.parametrize("key, value", [("weights", "g" * 32), ("order", "A" * 32), ("buffers", "0" * 31), ("loss", ""),
+                                        ("loss", "1.5 about")])
+def test_a_damaged_receipt_is_named(tmp_path, key, value):
+    a = write_run(tmp_path / "a", receipts_to(64, s64={key: value}))
+    fails(a, a, f'/receipts/1/{key}: "{value}" found')
+
+
 def test_a_directory_that_is_not_there(tmp_path):
     fails(tmp_path / "nowhere", tmp_path / "nowhere", tmp_path / "nowhere/job.json", "No such file")
 

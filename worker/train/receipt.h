@@ -3,13 +3,17 @@
  *
  *   {"step": 64, "order": "<32 hex>", "loss": "<%.17g>", "weights": …, "buffers": …, "optimizer": …}
  *
- * step       every period-th step and the last one; the period is the smallest power of two that makes at
- * most 64 of them, so runs of different lengths have steps in common order      of everything that was fed up
- * to this step: order_s = hash(order_{s-1} ‖ digest of step s), where the digest (task.h, batch_digest) is
- * summed over the ranks. The same for any number of ranks loss       of the global mini-batch of this step,
- * as text that gives the same bits when read weights    all trained tensors after the step; `buffers`:
- * running statistics (rank 0's); `optimizer`: its momentum. Tensors come in order of declaration, each as its
- * name, a zero byte, and its elements (fp32, little-endian); padding and layout in memory do not count
+ * - step: every period-th and the last one. The period is the smallest power of two that makes at most 64 of
+ *   them, so runs of different lengths have steps in common.
+ * - order: of everything that was fed up to this step, order_s = hash(order_{s-1} ‖ digest of step s), where
+ * the digest (task.h, batch_digest) is summed over the ranks. The same for any number of ranks.
+ * - loss: of the global mini-batch of this step, as text that gives the same bits when read.
+ * - weights: all trained tensors after the step.
+ * - buffers: running statistics, rank 0's.
+ * - optimizer: its momentum.
+ *
+ * Tensors come in order of declaration, each as its name, a zero byte, and its elements (fp32,
+ * little-endian); padding and layout in memory do not count.
  *
  * Receipts and the running order go through checkpoints: a resumed run has those of one that was never
  * stopped.

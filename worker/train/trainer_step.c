@@ -3,9 +3,8 @@
  * Order: feed → tell the device what the step must know (step_scalars) → forward → backward → measure → vote
  * → update → read the scalars back. What lies between telling and reading is one fixed piece of work on the
  * device, with no question to the host in it, so that a GPU replays it from the third step on; meanwhile the
- * host prepares the next mini-batch. Two steps are
- * different: the one that is dumped stops between vote and update, and one that is not finite is made again
- * by diagnose.c.
+ * host prepares the next mini-batch. Two steps are different: the one that is dumped stops between vote and
+ * update, and one that is not finite is made again by diagnose.c.
  */
 #include "worker/train/diagnose.h"
 #include "worker/train/signals.h"
