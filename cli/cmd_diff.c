@@ -7,6 +7,7 @@
 #include "cli/cli.h"
 #include "cli/output.h"
 #include "cli/run_history.h"
+#include "cli/spec_arg.h"
 #include "cli/spec_diff.h"
 #include "common/fsutil.h"
 #include "common/json.h"
@@ -313,13 +314,6 @@ static void print_different(const struct diff *d)
     printf("\n");
 }
 
-static bool is_bitwise(const struct side *s)
-{
-    const cJSON *v = json_find(json_find(s->spec, "train"), "determinism");
-
-    return cJSON_IsString(v) && strcmp(v->valuestring, "bitwise") == 0;
-}
-
 /* What a reader must know to judge a difference. */
 static void print_remarks(const struct diff *d)
 {
@@ -330,10 +324,9 @@ static void print_remarks(const struct diff *d)
             "data order is not compared: its record begins after step %lld in %s and after step %lld in %s\n",
             (long long)a->order_from, d->side[0].dir, (long long)b->order_from, d->side[1].dir);
     if (!is_same(d) && a->world_size && b->world_size && a->world_size != b->world_size &&
-        !(is_bitwise(&d->side[0]) && is_bitwise(&d->side[1])))
+        !(spec_is_bitwise(d->side[0].spec) && spec_is_bitwise(d->side[1].spec)))
         printf("%d and %d ranks round differently unless train.determinism is \"bitwise\": bfctl verify "
-               "tells whether "
-               "more than rounding differs\n",
+               "tells whether more than rounding differs\n",
                a->world_size, b->world_size);
 }
 

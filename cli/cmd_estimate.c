@@ -1,5 +1,6 @@
 /* cmd_estimate - bfctl estimate: what a step of a job takes on numbers of ranks of a machine, on paper. */
 #include "cli/output.h"
+#include "cli/rank_list.h"
 #include "cli/spec_arg.h"
 #include "proto/estimate.h"
 
@@ -14,28 +15,6 @@
 enum { MAX_WORLDS = 32, MAX_ROWS = 1 << 20 };
 
 static const double mib = 1024.0 * 1024.0;
-
-struct worlds {
-    int v[MAX_WORLDS], n;
-};
-
-static int parse_ranks(const char *text, struct worlds *w, struct err *e)
-{
-    for (const char *p = text;;) {
-        char *end;
-        long n = strtol(p, &end, 10);
-        if (*p < '1' || *p > '9' || n > ESTIMATE_MAX_RANKS || (*end && *end != ',') || w->n == MAX_WORLDS)
-            return err_set_kind(
-                e, ERR_USAGE,
-                "--ranks: '%s' found, at most %d whole numbers from 1 to %d with commas between "
-                "them are accepted",
-                text, MAX_WORLDS, ESTIMATE_MAX_RANKS);
-        w->v[w->n++] = (int)n;
-        if (!*end)
-            return 0;
-        p = end + 1;
-    }
-}
 
 /* --rows-per-rank makes the mini-batch grow with the ranks. */
 static int estimate_world(const struct cli *cli, struct jobspec *spec, int ranks, struct estimate *est,
@@ -131,14 +110,17 @@ static void print_json(const struct estimate *v, int n)
 
 static int estimate_all(const struct cli *cli, struct jobspec *spec, struct err *e)
 {
-    struct estimate *v = xcalloc(MAX_WORLDS, sizeof *v);
-    struct worlds w = {{0}, 0};
-    int n = 0, rc = parse_ranks(cli->opts.ranks ? cli->opts.ranks : DEFAULT_RANKS, &w, e);
+    const char *text = cli->opts.ranks ? cli->opts.ranks : DEFAULT_RANKS;
+    int ranks[MAX_WORLDS], n_worlds = rank_list_parse(text, ESTIMATE_MAX_RANKS, ranks, MAX_WORLDS, e);
 
-    for (int i = 0; rc == 0 && i < w.n; i++) {
-        if (!cli->opts.ranks && !cli->opts.rows && w.v[i] > spec->train.batch_size)
+    if (n_worlds < 0)
+        return -1;
+    struct estimate *v = xcalloc(MAX_WORLDS, sizeof *v);
+    int n = 0, rc = 0;
+    for (int i = 0; rc == 0 && i < n_worlds; i++) {
+        if (!cli->opts.ranks && !cli->opts.rows && ranks[i] > spec->train.batch_size)
             continue;
-        rc = estimate_world(cli, spec, w.v[i], &v[n++], e);
+        rc = estimate_world(cli, spec, ranks[i], &v[n++], e);
     }
     if (rc == 0 && cli->opts.json)
         print_json(v, n);

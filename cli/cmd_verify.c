@@ -10,6 +10,7 @@
  */
 #include "cli/child.h"
 #include "cli/follow.h"
+#include "cli/rank_list.h"
 #include "cli/ranks.h"
 #include "cli/run_history.h"
 #include "cli/spec_arg.h"
@@ -39,36 +40,20 @@ struct session {
 
 /* --- command line and jobs --- */
 
-static int add_world(struct verify *v, const char *text, long n, struct err *e)
-{
-    for (int i = 0; i < v->n_worlds; i++)
-        if (v->worlds[i].n_ranks == n)
-            return err_set_kind(e, ERR_USAGE, "--ranks: '%s' found, %ld is there twice", text, n);
-    if (v->n_worlds == VERIFY_MAX_WORLDS)
-        return err_set_kind(e, ERR_USAGE, "--ranks: '%s' found, at most %d world sizes are accepted", text,
-                            VERIFY_MAX_WORLDS);
-    v->worlds[v->n_worlds++].n_ranks = (int)n;
-    return 0;
-}
-
 static int parse_ranks(struct verify *v, const char *text, struct err *e)
 {
-    for (const char *p = text;;) {
-        char *end;
-        long n = strtol(p, &end, 10);
-        if (*p < '1' || *p > '9' || n > MAX_RANKS || (*end && *end != ','))
-            return err_set_kind(e, ERR_USAGE,
-                                "--ranks: '%s' found, whole numbers from 1 to %d with commas between them "
-                                "are accepted",
-                                text, MAX_RANKS);
-        if (add_world(v, text, n, e) < 0)
-            return -1;
-        if (!*end)
-            break;
-        p = end + 1;
-    }
-    if (v->n_worlds < 2)
+    int ranks[VERIFY_MAX_WORLDS], n = rank_list_parse(text, MAX_RANKS, ranks, VERIFY_MAX_WORLDS, e);
+
+    if (n < 0)
+        return -1;
+    if (n < 2)
         return err_set_kind(e, ERR_USAGE, "--ranks: '%s' found, at least two world sizes are accepted", text);
+    for (int i = 0; i < n; i++) {
+        for (int k = 0; k < i; k++)
+            if (ranks[k] == ranks[i])
+                return err_set_kind(e, ERR_USAGE, "--ranks: '%s' found, %d is there twice", text, ranks[i]);
+        v->worlds[v->n_worlds++].n_ranks = ranks[i];
+    }
     return 0;
 }
 
@@ -141,12 +126,11 @@ static int check_jobs(const struct verify *v, struct err *e)
 
 static int prepare(const struct cli *cli, const struct spec_arg *arg, struct verify *v, struct err *e)
 {
-    const cJSON *mode = json_find(json_find(arg->resolved, "train"), "determinism");
     double tolerance;
 
     v->spec = arg->resolved;
     v->n_steps = cli->opts.steps;
-    v->bitwise = cJSON_IsString(mode) && strcmp(mode->valuestring, "bitwise") == 0;
+    v->bitwise = spec_is_bitwise(arg->resolved);
     if (parse_ranks(v, cli->opts.ranks ? cli->opts.ranks : DEFAULT_RANKS, e) < 0 ||
         parse_tolerance(cli->opts.tolerance, v->bitwise, &tolerance, e) < 0)
         return -1;

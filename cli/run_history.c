@@ -3,8 +3,8 @@
 #include "common/fsutil.h"
 #include "common/hash.h"
 #include "common/json.h"
+#include "common/step_dir.h"
 
-#include <dirent.h>
 #include <errno.h>
 #include <math.h>
 #include <stdio.h>
@@ -189,25 +189,16 @@ static int read_document(const char *path, struct run_receipts *out, struct err 
 /* RUN/checkpoints/step-…/manifest.json with the highest step; NULL when there is none. */
 static char *newest_manifest(const char *run_dir)
 {
-    char *dir = fs_join(run_dir, "checkpoints"), *path = NULL;
-    DIR *d = opendir(dir);
-    long long newest = -1;
+    char *all = fs_join(run_dir, "checkpoints"), *manifest = NULL;
+    int64_t step = step_dir_newest(all);
 
-    for (struct dirent *ent; d && (ent = readdir(d));) {
-        char *end;
-        if (strncmp(ent->d_name, "step-", 5) != 0)
-            continue;
-        long long step = strtoll(ent->d_name + 5, &end, 10);
-        if (*end || end == ent->d_name + 5 || step <= newest)
-            continue;
-        newest = step;
-        free(path);
-        path = xasprintf("%s/%s/manifest.json", dir, ent->d_name);
+    if (step >= 0) {
+        char *dir = step_dir_path(all, step);
+        manifest = fs_join(dir, "manifest.json");
+        free(dir);
     }
-    if (d)
-        closedir(d);
-    free(dir);
-    return path;
+    free(all);
+    return manifest;
 }
 
 int run_receipts_read(const char *run_dir, struct run_receipts *out, struct err *e)

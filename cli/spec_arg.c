@@ -180,6 +180,13 @@ int spec_arg_report_json(const struct cli *cli, const cJSON *errors)
     return EXIT_USAGE;
 }
 
+bool spec_is_bitwise(const cJSON *spec)
+{
+    const cJSON *mode = json_find(json_find(spec, "train"), "determinism");
+
+    return cJSON_IsString(mode) && strcmp(mode->valuestring, "bitwise") == 0;
+}
+
 int spec_arg_report(const struct cli *cli, const struct spec_arg *arg)
 {
     cJSON *errors = jobspec_errors_to_json(&arg->errs);

@@ -19,6 +19,9 @@ struct spec_arg {
 int spec_arg_read(const struct cli *cli, struct spec_arg *arg, struct err *e);
 void spec_arg_free(struct spec_arg *arg);
 
+/* Does train.determinism ask for the same bits on any number of ranks? `spec` may lack anything. */
+bool spec_is_bitwise(const cJSON *spec);
+
 /* Prints the findings, one a line, to stderr; with --json {"valid": false, "errors": […]} to stdout. Returns
  * EXIT_USAGE. */
 int spec_arg_report(const struct cli *cli, const struct spec_arg *arg);

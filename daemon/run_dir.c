@@ -3,6 +3,7 @@
 #include "common/clock.h"
 #include "common/fsutil.h"
 #include "common/json.h"
+#include "common/step_dir.h"
 
 #include <dirent.h>
 #include <errno.h>
@@ -115,23 +116,11 @@ bool run_dir_has_run(const char *run_dir)
 
 int64_t run_dir_checkpoint_step(const char *run_dir)
 {
-    char *path = fs_join(run_dir, "checkpoints"), *end;
-    DIR *d = opendir(path);
-    struct dirent *ent;
-    int64_t best = -1;
+    char *path = fs_join(run_dir, "checkpoints");
+    int64_t newest = step_dir_newest(path);
 
-    while (d && (ent = readdir(d))) {
-        if (strncmp(ent->d_name, "step-", 5) != 0)
-            continue;
-        errno = 0;
-        long long step = strtoll(ent->d_name + 5, &end, 10);
-        if (!errno && end != ent->d_name + 5 && !*end && step > best)
-            best = step;
-    }
-    if (d)
-        closedir(d);
     free(path);
-    return best;
+    return newest;
 }
 
 int run_dir_result(const char *run_dir, struct run_result *out)

@@ -3,22 +3,29 @@
 
 #include <stdlib.h>
 
+int agree_gather(struct comm *comm, const void *own, void *all, size_t bytes, struct err *e)
+{
+    int64_t *counts = xcalloc((size_t)comm->size, sizeof *counts);
+
+    for (int r = 0; r < comm->size; r++)
+        counts[r] = 1;
+    int rc = comm_all_gather(comm, own, all, counts, bytes, e);
+    free(counts);
+    return rc;
+}
+
 /* Everyone learns who failed; *failed is the lowest such rank, or -1. */
 static int find_failed(struct comm *comm, int rc, int *failed, struct err *e)
 {
     int32_t own = rc < 0;
     int32_t *all = xcalloc((size_t)comm->size, sizeof *all);
-    int64_t *counts = xcalloc((size_t)comm->size, sizeof *counts);
+    int got = agree_gather(comm, &own, all, sizeof own, e);
 
-    for (int r = 0; r < comm->size; r++)
-        counts[r] = 1;
-    int got = comm_all_gather(comm, &own, all, counts, sizeof own, e);
     *failed = -1;
     for (int r = comm->size - 1; r >= 0; r--)
         if (all[r])
             *failed = r;
     free(all);
-    free(counts);
     return got;
 }
 

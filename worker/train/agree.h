@@ -18,4 +18,7 @@ int agree_outcome(struct comm *comm, int rc, struct err *e);
  */
 int agree_outcome_rank0(struct comm *comm, int rc, struct err *e);
 
+/* One item of `bytes` bytes from each rank: `all` has room for one a rank, in rank order. */
+int agree_gather(struct comm *comm, const void *own, void *all, size_t bytes, struct err *e);
+
 #endif

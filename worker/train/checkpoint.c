@@ -11,6 +11,7 @@
 #include "common/fault.h"
 #include "common/fsutil.h"
 #include "common/json.h"
+#include "common/step_dir.h"
 #include "worker/train/weights.h"
 
 const char *const checkpoint_files[CHECKPOINT_N_FILES] = {"model.safetensors", "state.safetensors"};
@@ -28,7 +29,7 @@ void checkpoint_free(struct checkpoint *c)
 
 char *checkpoint_path(const struct checkpoint *c, int64_t step)
 {
-    return xasprintf("%s/step-%08lld", c->dir, (long long)step);
+    return step_dir_path(c->dir, step);
 }
 
 static int falling(const void *a, const void *b)
@@ -38,17 +39,6 @@ static int falling(const void *a, const void *b)
     return x < y ? 1 : x > y ? -1 : 0;
 }
 
-/* The step of a directory entry's name, or -1. */
-static int64_t step_of_name(const char *name)
-{
-    char *end;
-
-    if (strncmp(name, "step-", 5) != 0 || name[5] < '0' || name[5] > '9')
-        return -1;
-    long long step = strtoll(name + 5, &end, 10);
-    return *end ? -1 : step;
-}
-
 int checkpoint_list(const struct checkpoint *c, int64_t **out)
 {
     DIR *d = opendir(c->dir);
@@ -56,7 +46,7 @@ int checkpoint_list(const struct checkpoint *c, int64_t **out)
 
     *out = xcalloc(1, sizeof **out);
     for (struct dirent *ent; d && (ent = readdir(d));) {
-        int64_t step = step_of_name(ent->d_name);
+        int64_t step = step_dir_parse(ent->d_name);
         if (step < 0)
             continue;
         *out = xrealloc(*out, (size_t)(n + 1) * sizeof **out);

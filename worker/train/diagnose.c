@@ -5,6 +5,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include "worker/train/agree.h"
 
 struct diagnosis diagnose_pick(const struct finding *all, int size)
 {
@@ -30,14 +31,10 @@ int diagnose_step(struct comm *comm, struct task *task, struct program *p, uint6
         program_find_not_finite(p, seed, (uint64_t)step, &own, e) < 0)
         return -1;
     struct finding *all = xcalloc((size_t)comm->size, sizeof *all);
-    int64_t *counts = xcalloc((size_t)comm->size, sizeof *counts);
-    for (int r = 0; r < comm->size; r++)
-        counts[r] = 1;
-    int rc = comm_all_gather(comm, &own, all, counts, sizeof own, e);
+    int rc = agree_gather(comm, &own, all, sizeof own, e);
     if (rc == 0)
         *out = diagnose_pick(all, comm->size);
     free(all);
-    free(counts);
     return rc;
 }
 

@@ -6,6 +6,7 @@
 #include <string.h>
 #include <unistd.h>
 #include "common/hash.h"
+#include "worker/train/agree.h"
 
 /* What tells ranks that share cores from those that do not. */
 struct place {
@@ -38,18 +39,14 @@ static int from_env(void)
 static int count_same(struct comm *comm, const void *place, size_t bytes, int *n, int *n_lower, struct err *e)
 {
     struct hash_hex *all = xcalloc((size_t)comm->size, sizeof *all), own = hash_bytes(place, bytes);
-    int64_t *counts = xcalloc((size_t)comm->size, sizeof *counts);
+    int rc = agree_gather(comm, &own, all, sizeof own, e);
 
-    for (int r = 0; r < comm->size; r++)
-        counts[r] = 1;
-    int rc = comm_all_gather(comm, &own, all, counts, sizeof own, e);
     *n = *n_lower = 0;
     for (int r = 0; r < comm->size && rc == 0; r++) {
         *n += strcmp(all[r].s, own.s) == 0;
         *n_lower += r < comm->rank && strcmp(all[r].s, own.s) == 0;
     }
     free(all);
-    free(counts);
     return rc;
 }
 

@@ -13,6 +13,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include "common/fault.h"
+#include "worker/train/agree.h"
 #include "worker/train/trainer_impl.h"
 
 /* What one rank holds. */
@@ -84,17 +85,13 @@ static int check(struct trainer *t, const struct held *own, struct err *e)
 {
     struct comm *comm = t->cfg.comm;
     struct held *all = xcalloc((size_t)comm->size, sizeof *all);
-    int64_t *counts = xcalloc((size_t)comm->size, sizeof *counts);
+    int rc = agree_gather(comm, own, all, sizeof *all, e);
 
-    for (int r = 0; r < comm->size; r++)
-        counts[r] = 1;
-    int rc = comm_all_gather(comm, own, all, counts, sizeof *all, e);
     if (rc == 0)
         rc = compare(t, all, e);
     if (rc == 0)
         t->agreed_step = t->at.step;
     free(all);
-    free(counts);
     return rc;
 }
 
