@@ -11,11 +11,13 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-enum { MAX_ENVIRON_BYTES = 4 << 20 };
+enum { MAX_ENVIRON_BYTES = 4 << 20, EXEC_LOOKS = 50, EXEC_LOOK_US = 1000 };
 
 struct stat_line {
     char state;
     int64_t session, start_ticks;
+    uint64_t memory_bytes;       /* virtual; 0: a thread of the kernel */
+    uint64_t env_start, env_end; /* addresses of its environment; 0: none yet, or not ours to see */
 };
 
 /* The fields of /proc/PID/stat that matter. The name in parentheses may itself hold blanks and parentheses.
@@ -25,20 +27,28 @@ static int read_stat(int64_t pid, struct stat_line *out)
     char path[64], *text, *p;
     size_t len;
     long long session, start;
+    unsigned long long memory, env_start, env_end;
 
     snprintf(path, sizeof path, "/proc/%lld/stat", (long long)pid);
     if (fs_read_file(path, 65536, &text, &len, NULL) < 0)
         return -1;
     p = strrchr(text, ')');
     int n =
-        p ? sscanf(p + 1, " %c %*d %*d %lld %*d %*d %*u %*u %*u %*u %*u %*u %*u %*d %*d %*d %*d %*d %*d %lld",
-                   &out->state, &session, &start)
+        p ? sscanf(
+                p + 1,
+                " %c %*d %*d %lld %*d %*d %*u %*u %*u %*u %*u %*u %*u %*d %*d %*d %*d %*d %*d %lld" /* 22 */
+                " %llu %*d %*u %*u %*u %*u %*u %*u %*u %*u %*u %*u %*u %*u %*u %*d"                 /* 38 */
+                " %*d %*u %*u %*u %*u %*d %*u %*u %*u %*u %*u %llu %llu",
+                &out->state, &session, &start, &memory, &env_start, &env_end)
           : 0;
     free(text);
-    if (n != 3)
+    if (n != 6)
         return -1;
     out->session = session;
     out->start_ticks = start;
+    out->memory_bytes = memory;
+    out->env_start = env_start;
+    out->env_end = env_end;
     return out->state == 'Z' || out->state == 'X' ? -1 : 0;
 }
 
@@ -84,19 +94,41 @@ int proc_open(const struct job_process *p)
     return fd;
 }
 
+/* While a program is put in place of another its environment is empty, for a moment even by its addresses.
+ * Only what is so at the same address twice has none; a thread of the kernel, which has no memory, never has.
+ */
+static bool has_no_environ(int64_t pid, uint64_t *empty_at)
+{
+    struct stat_line st;
+
+    if (read_stat(pid, &st) < 0 || st.memory_bytes == 0)
+        return true;
+    if (!st.env_start || st.env_start != st.env_end)
+        return false;
+    bool again = *empty_at == st.env_start;
+    *empty_at = st.env_start;
+    return again;
+}
+
 static bool environ_has(int64_t pid, const char *env)
 {
     char path[64], *text;
-    size_t len, n = strlen(env);
+    size_t len = 0, n = strlen(env);
+    uint64_t empty_at = 0;
     bool found = false;
 
     snprintf(path, sizeof path, "/proc/%lld/environ", (long long)pid);
-    if (fs_read_file(path, MAX_ENVIRON_BYTES, &text, &len, NULL) < 0)
-        return false;
-    for (size_t at = 0; at < len && !found; at += strlen(text + at) + 1)
-        found = strncmp(text + at, env, n) == 0 && text[at + n] == 0;
-    free(text);
-    return found;
+    for (int look = 0; look < EXEC_LOOKS; look++) {
+        if (fs_read_file(path, MAX_ENVIRON_BYTES, &text, &len, NULL) < 0)
+            return false;
+        for (size_t at = 0; at < len && !found; at += strlen(text + at) + 1)
+            found = strncmp(text + at, env, n) == 0 && text[at + n] == 0;
+        free(text);
+        if (len > 0 || has_no_environ(pid, &empty_at))
+            return found;
+        usleep(EXEC_LOOK_US);
+    }
+    return false;
 }
 
 typedef bool visit_fn(void *ctx, int64_t pid, const struct stat_line *st);

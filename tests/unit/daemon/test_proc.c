@@ -34,7 +34,22 @@ static pid_t start_family(const char *env)
 
 static void make_token(char *env, size_t size)
 {
-    snprintf(env, size, "BF_TEST_TOKEN=%ld-%d", (long)getpid(), rand());
+    snprintf(env, size, "BF_TEST_TOKEN=%ld", (long)getpid());
+}
+
+/* What a failed test left behind would hold its output open. */
+static int end_all(void **state)
+{
+    char env[64];
+    struct proc_family all = {.env = env};
+
+    (void)state;
+    make_token(env, sizeof env);
+    for (int i = 0; i < 100 && proc_signal_family(&all, SIGKILL) > 0; i++)
+        usleep(10000);
+    while (waitpid(-1, NULL, WNOHANG) > 0)
+        continue;
+    return 0;
 }
 
 static void test_identity(void **state)
@@ -120,13 +135,40 @@ static void test_strangers_are_left_alone(void **state)
     wait_for_count(&all, 0);
 }
 
+/* While a process changes its program its environment is empty for a moment. It must not be overlooked then:
+ * here is one that does nothing else. */
+static void test_exec_is_looked_through(void **state)
+{
+    char env[64];
+    int missed = 0;
+
+    (void)state;
+    make_token(env, sizeof env);
+    pid_t pid = fork();
+    if (pid == 0) {
+        char *const argv[] = {"sh", "-c", "eval \"$AGAIN\"", NULL};
+        char *const envp[] = {"AGAIN=exec sh -c 'eval \"$AGAIN\"'", "PATH=/usr/bin:/bin", strdup(env), NULL};
+        setsid();
+        execve("/bin/sh", argv, envp);
+        _exit(127);
+    }
+    struct proc_family f = {.env = env};
+    wait_for_count(&f, 1);
+    for (int i = 0; i < 500; i++)
+        missed += proc_signal_family(&f, 0) != 1;
+    proc_signal_family(&f, SIGKILL);
+    waitpid(pid, NULL, 0);
+    assert_int_equal(missed, 0);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_identity),
         cmocka_unit_test(test_a_zombie_is_dead),
-        cmocka_unit_test(test_family_is_found_and_ended),
-        cmocka_unit_test(test_strangers_are_left_alone),
+        cmocka_unit_test_teardown(test_family_is_found_and_ended, end_all),
+        cmocka_unit_test_teardown(test_strangers_are_left_alone, end_all),
+        cmocka_unit_test_teardown(test_exec_is_looked_through, end_all),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
