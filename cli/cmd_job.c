@@ -1,4 +1,4 @@
-/* cmd_job - commands about jobs: submit list show watch cancel checkpoint explain. */
+/* cmd_job - commands about jobs: submit list show watch cancel pause resume requeue checkpoint explain. */
 #include "cli/follow.h"
 #include "cli/output.h"
 #include "cli/result.h"
@@ -323,6 +323,21 @@ static int cmd_cancel(struct cli *cli, struct err *e)
     return ask(cli, "job.cancel", "state", e);
 }
 
+static int cmd_pause(struct cli *cli, struct err *e)
+{
+    return ask(cli, "job.pause", "state", e);
+}
+
+static int cmd_resume(struct cli *cli, struct err *e)
+{
+    return ask(cli, "job.resume", "state", e);
+}
+
+static int cmd_requeue(struct cli *cli, struct err *e)
+{
+    return ask(cli, "job.requeue", "state", e);
+}
+
 static int cmd_checkpoint(struct cli *cli, struct err *e)
 {
     return ask(cli, "job.checkpoint", "state", e);
@@ -366,6 +381,11 @@ const struct cli_command cmd_job_commands[] = {
      "the coordinator. Interrupting leaves the job alone. With --json one event a line.",
      cmd_watch},
     {"cancel", "ID", 1, 1, NULL, 0, "stop a job", NULL, cmd_cancel},
+    {"pause", "ID", 1, 1, NULL, 0, "have a job give its slots back and wait until it is resumed",
+     "A running job writes a checkpoint first and goes on from there when it is resumed.", cmd_pause},
+    {"resume", "ID", 1, 1, NULL, 0, "put a paused job back into the queue", NULL, cmd_resume},
+    {"requeue", "ID", 1, 1, NULL, 0, "have a job wait in the queue again, running, failed or cancelled",
+     "It goes on from its newest checkpoint. A job that has ended has all its restarts again.", cmd_requeue},
     {"checkpoint", "ID", 1, 1, NULL, 0, "have a running job write a checkpoint now", NULL, cmd_checkpoint},
     {"explain", "ID", 1, 1, NULL, 0, "one sentence: why the job is where it is", NULL, cmd_explain},
     {0},

@@ -4,8 +4,8 @@
 #include "common/json.h"
 #include "daemon/actions.h"
 #include "daemon/metrics_file.h"
+#include "daemon/planner.h"
 #include "daemon/run_dir.h"
-#include "daemon/sched.h"
 
 #include <math.h>
 #include <stdio.h>
@@ -40,7 +40,7 @@ cJSON *job_view_summary(const struct daemon *d, const struct job *job)
     cJSON_AddStringToObject(v, "user", job->user);
     cJSON_AddNumberToObject(v, "priority", (double)job->priority);
     cJSON_AddNumberToObject(v, "ranks", (double)job->n_ranks);
-    cJSON_AddNumberToObject(v, "attempts", (double)job->attempt);
+    cJSON_AddNumberToObject(v, "attempts", (double)(job->attempt ? job->n_restarts + 1 : 0));
     cJSON_AddNumberToObject(v, "max_attempts", (double)(job->max_restarts + 1));
     add_time(v, "submitted_ms", job->submitted_ms);
     add_time(v, "started_ms", job->started_ms);
@@ -108,6 +108,9 @@ cJSON *job_view_record(const struct daemon *d, const struct job *job, struct err
     cJSON *v = job_view_summary(d, job);
     cJSON_AddNumberToObject(v, "uid", (double)job->uid);
     cJSON_AddNumberToObject(v, "min_ranks", (double)job->min_ranks);
+    cJSON_AddNumberToObject(v, "max_ranks", (double)job->max_ranks);
+    cJSON_AddNumberToObject(v, "launches", (double)job->attempt);
+    cJSON_AddNumberToObject(v, "yields", (double)job->n_yields);
     cJSON_AddNumberToObject(v, "checkpoint_step", (double)job->checkpoint_step);
     cJSON_AddItemToObject(v, "allocation", view_allocation(job));
     cJSON_AddItemToObject(v, "metrics", view_metrics(d, job));
@@ -134,7 +137,7 @@ static void explain_queued(const struct daemon *d, const struct job *job, char *
         snprintf(out, size, "waits because the coordinator is draining: nothing starts any more");
         return;
     }
-    struct sched_job *queue = actions_queue(d->actions, &n);
+    struct sched_job *queue = planner_queue(actions_planner(d->actions), &n);
     for (size_t i = 0; i < n && queue[i].id != job->id; i++)
         ahead += sched_ranks(&queue[i], slots) > 0;
     free(queue);

@@ -68,8 +68,7 @@ static void drain(struct rpc_call *call)
     d->draining = true;
     call->result = cJSON_CreateObject();
     cJSON_AddTrueToObject(call->result, "draining");
-    cJSON_AddNumberToObject(call->result, "running",
-                            (double)(d->jobs.counts[JOB_STARTING] + d->jobs.counts[JOB_RUNNING]));
+    cJSON_AddNumberToObject(call->result, "running", (double)actions_n_runs(d->actions));
 }
 
 static void shut_down(struct rpc_call *call)

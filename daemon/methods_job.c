@@ -1,4 +1,4 @@
-/* methods_job - job.submit, list, get, watch, cancel, checkpoint, explain. */
+/* methods_job - job.submit, list, get, watch, explain. */
 #include "common/clock.h"
 #include "common/json.h"
 #include "daemon/actions.h"
@@ -6,7 +6,6 @@
 #include "daemon/job_view.h"
 #include "proto/jobspec.h"
 
-#include <pwd.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -14,17 +13,6 @@
 enum { MAX_KEY_BYTES = 200, DEFAULT_LIST = 100, MAX_LIST = 500 };
 
 /* --- submit --- */
-
-static void user_name(int64_t uid, char *out, size_t size)
-{
-    struct passwd pw, *found = NULL;
-    char buf[4096];
-
-    if (getpwuid_r((uid_t)uid, &pw, buf, sizeof buf, &found) == 0 && found)
-        snprintf(out, size, "%s", found->pw_name);
-    else
-        snprintf(out, size, "%lld", (long long)uid);
-}
 
 static void fail_resource(struct rpc_call *call, const char *pointer, const char *why)
 {
@@ -74,7 +62,7 @@ static void make_submitted(struct rpc_call *call, const struct jobspec *spec, st
 {
     char user[JOB_MAX_USER];
 
-    user_name(call->conn->uid, user, sizeof user);
+    rpc_caller_name(call, user, sizeof user);
     job_event_init(ev, JOB_EV_SUBMITTED, 0, clock_wall_ms(), "submitted by %s", user);
     memcpy(ev->user, user, sizeof ev->user);
     snprintf(ev->name, sizeof ev->name, "%s", spec->name);
@@ -228,75 +216,11 @@ static void watch(struct rpc_call *call)
     cJSON_AddNumberToObject(call->result, "seq", (double)last);
 }
 
-/* --- cancel, checkpoint --- */
-
-static cJSON *view_state(const struct job *job)
-{
-    cJSON *v = cJSON_CreateObject();
-
-    cJSON_AddNumberToObject(v, "id", (double)job->id);
-    cJSON_AddStringToObject(v, "state", job_state_name(job->state));
-    cJSON_AddBoolToObject(v, "cancelling", job->cancelling);
-    return v;
-}
-
-static void on_cancelled(void *ctx, int code, int64_t id, const char *why)
-{
-    if (code)
-        rpc_later_error(ctx, code, why);
-    else
-        rpc_later_result(ctx, view_state(jobs_find(&rpc_later_daemon(ctx)->jobs, id)));
-}
-
-static void cancel(struct rpc_call *call)
-{
-    const struct job *job = rpc_param_job(call);
-    char user[JOB_MAX_USER];
-    struct job_event ev;
-
-    if (!job)
-        return;
-    if (job_state_is_final(job->state)) {
-        rpc_fail(call, RPC_WRONG_STATE, "job %lld has ended already: %s", (long long)job->id,
-                 job_state_name(job->state));
-        return;
-    }
-    if (job->cancelling) {
-        call->result = view_state(job);
-        return;
-    }
-    user_name(call->conn->uid, user, sizeof user);
-    job_event_init(&ev, JOB_EV_CANCEL_REQUESTED, job->id, clock_wall_ms(),
-                   job->state == JOB_QUEUED ? "cancelled by %s while it waited"
-                                            : "cancellation requested by %s",
-                   user);
-    memcpy(ev.user, user, sizeof ev.user);
-    journal_append(call->daemon->journal, &ev, on_cancelled, rpc_later(call));
-}
-
-static void checkpoint(struct rpc_call *call)
-{
-    const struct job *job = rpc_param_job(call);
-
-    if (!job)
-        return;
-    if (job->state != JOB_RUNNING)
-        rpc_fail(call, RPC_WRONG_STATE, "job %lld is %s: only a running job can write a checkpoint",
-                 (long long)job->id, job_state_name(job->state));
-    else if (!actions_command(call->daemon->actions, job->id, "checkpoint"))
-        rpc_fail(call, RPC_WRONG_STATE, "job %lld: rank 0 is not connected at the moment; try again",
-                 (long long)job->id);
-    else
-        call->result = view_state(job);
-}
-
 const struct rpc_method methods_job[] = {
     {"job.submit", ROLE_USER, submit, "spec idempotency_key"},
     {"job.list", ROLE_USER, list, "state user limit cursor"},
     {"job.get", ROLE_USER, get, "id"},
     {"job.watch", ROLE_USER, watch, "id since"},
-    {"job.cancel", ROLE_USER, cancel, "id"},
-    {"job.checkpoint", ROLE_USER, checkpoint, "id"},
     {"job.explain", ROLE_USER, explain, "id"},
     {0},
 };

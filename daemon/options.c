@@ -29,6 +29,12 @@ static const struct conf_option rows[] = {
      "time for a job to stop by itself before SIGTERM (default: 15000)"},
     {"kill-ms", 0, CONF_INT, AT(kill_ms), "MS", NULL, 0, 86400000,
      "time after SIGTERM before SIGKILL (default: 10000)"},
+    {"yield-ms", 0, CONF_INT, AT(yield_ms), "MS", NULL, 0, 86400000,
+     "time for a job to write a checkpoint and give its slots back before SIGTERM (default: 60000)"},
+    {"retry-ms", 0, CONF_INT, AT(retry_ms), "MS", NULL, 0, 86400000,
+     "wait before the first restart after a fault; twice as long each time (default: 1000)"},
+    {"retry-max-ms", 0, CONF_INT, AT(retry_max_ms), "MS", NULL, 0, 86400000,
+     "longest such wait (default: 300000)"},
     {"hang-ms", 0, CONF_INT, AT(hang_ms), "MS", NULL, 1000, 86400000,
      "time for an mpirun without ranks to end before SIGKILL (default: 30000)"},
     {"log-level", 0, CONF_STR, AT(log_level), "LEVEL", NULL, 0, 0, "debug, info (default), warn or error"},
@@ -172,8 +178,13 @@ out:
 
 int options_read(struct options *o, int argc, char **argv, struct err *e)
 {
-    static const struct options defaults = {
-        .max_clients = 512, .stop_ms = 15000, .kill_ms = 10000, .hang_ms = 30000};
+    static const struct options defaults = {.max_clients = 512,
+                                            .stop_ms = 15000,
+                                            .kill_ms = 10000,
+                                            .hang_ms = 30000,
+                                            .yield_ms = 60000,
+                                            .retry_ms = 1000,
+                                            .retry_max_ms = 300000};
     struct conf_operands rest;
 
     *o = defaults;

@@ -11,6 +11,7 @@
 #include "daemon/daemon.h"
 #include "daemon/server.h"
 
+#include <pwd.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -30,7 +31,7 @@ struct rpc_later {
     cJSON *id; /* NULL for a notification: nobody waits */
 };
 
-static const struct rpc_method *const families[] = {methods_daemon, methods_job, methods_data,
+static const struct rpc_method *const families[] = {methods_daemon, methods_job, methods_steer, methods_data,
                                                     methods_worker};
 enum { N_FAMILIES = sizeof families / sizeof *families };
 
@@ -330,6 +331,17 @@ int rpc_param_bool(struct rpc_call *call, const char *name, bool *out)
     if (!is_given(call, name))
         return 0;
     return json_get_bool(call->params, "/params", name, out, &e) < 0 ? bad_param(call, &e) : 0;
+}
+
+void rpc_caller_name(const struct rpc_call *call, char *out, size_t size)
+{
+    struct passwd pw, *found = NULL;
+    char buf[4096];
+
+    if (getpwuid_r((uid_t)call->conn->uid, &pw, buf, sizeof buf, &found) == 0 && found)
+        snprintf(out, size, "%s", found->pw_name);
+    else
+        snprintf(out, size, "%lld", (long long)call->conn->uid);
 }
 
 bool rpc_may_touch(const struct rpc_call *call, const struct job *job)

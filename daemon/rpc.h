@@ -43,7 +43,8 @@ struct rpc_method {
 };
 
 /* The families' tables, ended by a row without a name. */
-extern const struct rpc_method methods_daemon[], methods_job[], methods_data[], methods_worker[];
+extern const struct rpc_method methods_daemon[], methods_job[], methods_steer[], methods_data[],
+    methods_worker[];
 
 /* Takes one line apart and answers it. */
 void rpc_handle_line(struct conn *c, const char *line, size_t len);
@@ -73,6 +74,9 @@ int rpc_param_bool(struct rpc_call *call, const char *name, bool *out);
 
 /* The job that parameter "id" names, if the caller may touch it; NULL has set the error. */
 struct job *rpc_param_job(struct rpc_call *call);
+
+/* The caller's user name, or number where it has none. */
+void rpc_caller_name(const struct rpc_call *call, char *out, size_t size);
 
 /* May the caller see into and change this job? */
 bool rpc_may_touch(const struct rpc_call *call, const struct job *job);
