@@ -45,8 +45,30 @@ static bool fits_here(struct rpc_call *call, const struct jobspec *spec)
     return false;
 }
 
+/* What the job is to come after exists, and is the caller's to know of. */
+static bool may_follow(struct rpc_call *call, const struct jobspec *spec)
+{
+    char pointer[64], why[128];
+
+    for (int i = 0; i < spec->scheduling.n_after; i++) {
+        long long id = spec->scheduling.after[i];
+        const struct job *first = jobs_find(&call->daemon->jobs, id);
+        if (first && rpc_may_touch(call, first))
+            continue;
+        snprintf(pointer, sizeof pointer, "/scheduling/after/%d", i);
+        snprintf(why, sizeof why, "%lld found, the id of a job of yours is accepted", id);
+        fail_resource(call, pointer, why);
+        return false;
+    }
+    return true;
+}
+
+/* An array's ids follow each other; the answer to a key that was used before is made from the jobs of then.
+ */
 static void on_submitted(void *ctx, int code, int64_t id, const char *why)
 {
+    const struct jobs *js = &rpc_later_daemon(ctx)->jobs;
+    const struct job *job;
     cJSON *result;
 
     if (code) {
@@ -55,6 +77,11 @@ static void on_submitted(void *ctx, int code, int64_t id, const char *why)
     }
     result = cJSON_CreateObject();
     cJSON_AddNumberToObject(result, "id", (double)id);
+    if ((job = jobs_find(js, id)) && job->array) {
+        cJSON *ids = cJSON_AddArrayToObject(result, "ids");
+        for (int64_t i = id; (job = jobs_find(js, i)) && job->array == id; i++)
+            cJSON_AddItemToArray(ids, cJSON_CreateNumber((double)i));
+    }
     rpc_later_result(ctx, result);
 }
 
@@ -69,9 +96,14 @@ static void make_submitted(struct rpc_call *call, const struct jobspec *spec, st
     ev->uid = call->conn->uid;
     ev->n_ranks = spec->resources.ranks;
     ev->min_ranks = spec->resources.min_ranks;
+    ev->max_ranks = spec->resources.max_ranks;
+    ev->gpus_per_rank = spec->resources.gpus_per_rank;
+    ev->n_nodes = spec->resources.nodes;
     ev->max_restarts = spec->scheduling.max_restarts;
     ev->priority = spec->scheduling.priority;
     ev->time_limit_s = spec->scheduling.time_limit_s;
+    ev->n_after = spec->scheduling.n_after;
+    memcpy(ev->after, spec->scheduling.after, sizeof ev->after);
 }
 
 static int read_key(struct rpc_call *call, const char **key)
@@ -86,13 +118,34 @@ static int read_key(struct rpc_call *call, const char **key)
     return 0;
 }
 
+static void submit_jobs(struct rpc_call *call, const struct jobspec_job *jobs, int n, const char *key)
+{
+    struct journal_job *out;
+    char **texts;
+
+    for (int i = 0; i < n; i++)
+        if (!fits_here(call, &jobs[i].spec) || !may_follow(call, &jobs[i].spec))
+            return;
+    out = xcalloc((size_t)n, sizeof *out);
+    texts = xcalloc((size_t)n, sizeof *texts);
+    for (int i = 0; i < n; i++) {
+        texts[i] = json_text(jobs[i].resolved);
+        out[i].spec = texts[i];
+        make_submitted(call, &jobs[i].spec, &out[i].ev);
+    }
+    journal_submit(call->daemon->journal, out, n, key, on_submitted, rpc_later(call));
+    for (int i = 0; i < n; i++)
+        free(texts[i]);
+    free(texts);
+    free(out);
+}
+
 static void submit(struct rpc_call *call)
 {
     const cJSON *doc = json_find(call->params, "spec");
     struct jobspec_errors errors = {0};
-    struct job_event ev;
+    struct jobspec_job *jobs;
     const char *key = NULL;
-    cJSON *resolved = NULL;
 
     if (call->daemon->draining || call->daemon->stopping) {
         rpc_fail(call, RPC_OVERLOADED, "the coordinator is draining: it takes no new jobs");
@@ -104,18 +157,14 @@ static void submit(struct rpc_call *call)
     }
     if (read_key(call, &key) < 0)
         return;
-    struct jobspec *spec = xcalloc(1, sizeof *spec);
-    if (jobspec_parse(doc, spec, &resolved, &errors) < 0) {
+    int n = jobspec_parse_jobs(doc, &jobs, &errors);
+    if (n < 0) {
         rpc_fail_spec(call, jobspec_errors_to_json(&errors));
-    } else if (fits_here(call, spec)) {
-        char *text = json_text(resolved);
-        make_submitted(call, spec, &ev);
-        journal_submit(call->daemon->journal, &ev, text, key, on_submitted, rpc_later(call));
-        free(text);
+    } else {
+        submit_jobs(call, jobs, n, key);
+        jobspec_jobs_free(jobs, n);
     }
     jobspec_errors_free(&errors);
-    cJSON_Delete(resolved);
-    free(spec);
 }
 
 /* --- list, get, explain --- */

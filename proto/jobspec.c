@@ -131,6 +131,37 @@ static bool take_numbers(struct walk *w, const struct field *f, const cJSON *v, 
     return true;
 }
 
+/* The count follows the array in struct jobspec. */
+static bool take_ids(struct walk *w, const struct field *f, const cJSON *v, void *at)
+{
+    int64_t *ids = at;
+    int n = 0;
+
+    if (!cJSON_IsArray(v) || cJSON_GetArraySize(v) > JOBSPEC_MAX_AFTER)
+        return refuse(w, f, v);
+    for (const cJSON *item = v->child; item; item = item->next) {
+        if (!json_is_int(item, &ids[n]) || !number_in(f, (double)ids[n]))
+            return refuse(w, f, v);
+        for (int i = 0; i < n; i++)
+            if (ids[i] == ids[n])
+                return refuse(w, f, v);
+        n++;
+    }
+    *(int *)(ids + JOBSPEC_MAX_AFTER) = n;
+    return true;
+}
+
+/* Null, which is no sweep, does not come here. */
+static bool refuse_sweep(struct walk *w, const struct field *f, const cJSON *v)
+{
+    if (!cJSON_IsObject(v))
+        return refuse(w, f, v);
+    jobspec_errors_add(w->errs, f->pointer,
+                       "a sweep found, which makes several jobs; null is accepted where one job is "
+                       "wanted: submit the sweep, or give each value by itself");
+    return false;
+}
+
 static bool take_choice(struct walk *w, const struct field *f, const cJSON *v, void *at)
 {
     char accepted[192];
@@ -224,7 +255,10 @@ static bool take_value(struct walk *w, const struct field *f, const cJSON *v)
         return take_string(w, f, v, at);
     case FIELD_BOOL:
         return take_bool(w, f, v, at);
-    case FIELD_ANY:
+    case FIELD_IDS:
+        return take_ids(w, f, v, at);
+    case FIELD_SWEEP:
+        return refuse_sweep(w, f, v);
     case FIELD_OBJECT: /* objects are walked, not taken */
         return true;
     }

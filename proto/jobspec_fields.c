@@ -267,8 +267,8 @@ const struct field jobspec_fields[] = {
      .help = "GPUs of each process."},
     {"/resources/threads_per_rank", FIELD_INT, AT(resources.threads_per_rank), FIELD_NULLABLE, "null", 1, 1024,
      .help = "Threads of each process; null is cores of the host divided by processes on it."},
-    {"/resources/nodes", FIELD_ANY, 0, FIELD_NOT_KEPT | FIELD_FIXED, "null",
-     .help = "Hosts to run on; null is any."},
+    {"/resources/nodes", FIELD_INT, AT(resources.nodes), FIELD_NULLABLE, "null", 1, MAX_RANKS,
+     .help = "Hosts that the processes are spread over evenly; null is as few as possible."},
 
     {"/scheduling", FIELD_OBJECT, 0, FIELD_NOT_KEPT, "{}",
      .help = "When the job runs."},
@@ -279,11 +279,11 @@ const struct field jobspec_fields[] = {
     {"/scheduling/time_limit_s", FIELD_NUMBER, AT(scheduling.time_limit_s), FIELD_NULLABLE | FIELD_MIN_OUT, "null",
      0, 1e9,
      .help = "Seconds after which the job is stopped; null is none."},
-    {"/scheduling/after", FIELD_ANY, 0, FIELD_NOT_KEPT | FIELD_FIXED, "[]",
-     .help = "Jobs that must have succeeded before."},
+    {"/scheduling/after", FIELD_IDS, AT(scheduling.after), 0, "[]", 1, 9007199254740991,
+     .help = "Ids of jobs that must have succeeded before; when one fails or is cancelled, so is this one."},
 
-    {"/sweep", FIELD_ANY, 0, FIELD_NOT_KEPT | FIELD_FIXED, "null",
-     .help = "One job for each combination of the values given for some keys."},
+    {"/sweep", FIELD_SWEEP, 0, FIELD_NOT_KEPT | FIELD_NULLABLE, "null",
+     .help = "One job for each combination of the values given for some dotted keys; null is one job."},
 };
 /* clang-format on */
 
@@ -367,8 +367,11 @@ void jobspec_field_accepted(const struct field *f, char *out, size_t out_bytes)
         accepted_number(f, "a number", kind + n, sizeof kind - (size_t)n);
         break;
     }
-    case FIELD_ANY:
-        snprintf(kind, sizeof kind, "%s", f->def);
+    case FIELD_IDS:
+        snprintf(kind, sizeof kind, "an array of at most %d different job ids", JOBSPEC_MAX_AFTER);
+        break;
+    case FIELD_SWEEP:
+        snprintf(kind, sizeof kind, "an object of dotted keys with arrays of values");
         break;
     }
     snprintf(out, out_bytes, "%s%s", f->flags & FIELD_NULLABLE ? "null or " : "", kind);

@@ -25,7 +25,8 @@ enum field_type {
     FIELD_NUMBER, /* number between min and max; double */
     FIELD_NUMBERS, /* array of 1 … JOBSPEC_MAX_MILESTONES numbers between min and max; double[] and, after it,
                       int */
-    FIELD_ANY,     /* any value; only with FIELD_FIXED */
+    FIELD_IDS,     /* array of at most JOBSPEC_MAX_AFTER different job ids; int64_t[] and, after it, int */
+    FIELD_SWEEP,   /* {"dotted.key": [value, …], …}; taken apart by jobspec_expand(), refused elsewhere */
 };
 
 enum field_flags {

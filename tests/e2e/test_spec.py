@@ -74,6 +74,8 @@ GOOD = [
     {"resources": {"ranks": 2, "min_ranks": 2, "max_ranks": 16}},
     {"scheduling": {"priority": -1000, "max_restarts": 0, "time_limit_s": 0.5, "after": []}},
     {"sweep": None},
+    {"sweep": {"seed": [0], "batchformer.enabled": [False]}},
+    {"scheduling": {"after": [3, 1]}},
 ]
 
 # Each row: changes, the pointer of the finding, a part of its message.
@@ -174,11 +176,13 @@ BAD = [
     ({"resources.ranks": 0}, "/resources/ranks", "0 found"),
     ({"resources.gpus_per_rank": 2}, "/resources/gpus_per_rank", "2 found"),
     ({"resources.threads_per_rank": 0}, "/resources/threads_per_rank", "0 found"),
-    ({"resources.nodes": 2}, "/resources/nodes", "not available in this version; accepted: null"),
-    ({"scheduling.after": [1]}, "/scheduling/after", "not available in this version; accepted: []"),
+    ({"resources.nodes": 0}, "/resources/nodes", "0 found"),
+    ({"scheduling.after": [1, 1]}, "/scheduling/after", "an array of at most 16 different job ids"),
     ({"scheduling.priority": 1001}, "/scheduling/priority", "1001 found"),
     ({"scheduling.time_limit_s": 0}, "/scheduling/time_limit_s", "0 found"),
-    ({"sweep": {"seed": [0, 1]}}, "/sweep", "not available in this version; accepted: null"),
+    ({"sweep": {"seed": 3}}, "/sweep/seed", "3 found, an array of at least one value is accepted"),
+    ({"sweep": {}}, "/sweep", "no key found"),
+    ({"sweep": [1]}, "/sweep", "[1] found"),
     ({"epochs": 3}, "/epochs", "did you mean /train/epochs?"),
     ({"Train": {}}, "/Train", '"train"'),
     ({"a~b": 1}, "/a~0b", "unknown key"),

@@ -281,6 +281,22 @@ static void test_unknown_keys(void **state)
     run_bad(cases, sizeof cases / sizeof *cases);
 }
 
+static void test_ids_and_hosts(void **state)
+{
+    (void)state;
+    static const struct bad_case cases[] = {
+        {"resources.nodes=[\"a\"]", "/resources/nodes", "null or a whole number"},
+        {"resources.nodes=2", "/resources/nodes", "more hosts than processes"},
+        {"scheduling.after=3", "/scheduling/after", "an array of at most 16 different job ids"},
+        {"scheduling.after=[3,3]", "/scheduling/after", "different"},
+        {"scheduling.after=[0]", "/scheduling/after", "different"},
+        {"scheduling.after=[1.5]", "/scheduling/after", "different"},
+        {"sweep={\"train.seed\":[0,1]}", "/sweep", "a sweep found, which makes several jobs"},
+        {"sweep=3", "/sweep", "3 found"},
+    };
+    run_bad(cases, sizeof cases / sizeof *cases);
+}
+
 static void test_not_in_this_version(void **state)
 {
     (void)state;
@@ -290,9 +306,6 @@ static void test_not_in_this_version(void **state)
          "not available in this version; accepted: one of \"idx\", \"synthetic\""},
         {"train.precision=fp16", "/train/precision", "not available in this version; accepted: one of"},
         {"optim.kind=adamw", "/optim/kind", "not available in this version; accepted: \"sgd\""},
-        {"resources.nodes=[\"a\"]", "/resources/nodes", "not available in this version; accepted: null"},
-        {"scheduling.after=[3]", "/scheduling/after", "not available in this version; accepted: []"},
-        {"sweep={\"seed\":[0,1]}", "/sweep", "not available in this version; accepted: null"},
         {"batchformer.shared_classifier=false", "/batchformer/shared_classifier",
          "not available in this version; accepted: true"},
     };
@@ -517,6 +530,7 @@ int main(void)
         cmocka_unit_test(test_resolved_is_a_fixed_point),
         cmocka_unit_test(test_wrong_values),
         cmocka_unit_test(test_unknown_keys),
+        cmocka_unit_test(test_ids_and_hosts),
         cmocka_unit_test(test_not_in_this_version),
         cmocka_unit_test(test_keys_that_do_not_apply),
         cmocka_unit_test(test_cross_checks),
