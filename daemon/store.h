@@ -85,6 +85,9 @@ int store_check(struct store *s, store_fault_fn *fn, void *ctx, struct err *e);
  * itself. */
 int store_check_parts(const char *path, struct err *e);
 
+/* The largest id that was ever given to a job or stepped over. */
+int store_last_id(struct store *s, int64_t *id, struct err *e);
+
 /* Calls fn for every job, by id. */
 typedef int store_job_fn(void *ctx, int64_t id, int64_t uid, const char *spec, struct err *e);
 int64_t store_each_job(struct store *s, store_job_fn *fn, void *ctx, struct err *e);

@@ -4,6 +4,7 @@
 #include "daemon/store_sql.h"
 
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 struct finder {
@@ -114,6 +115,18 @@ int store_check(struct store *s, store_fault_fn *fn, void *ctx, struct err *e)
     for (size_t i = 0; i < sizeof queries / sizeof *queries; i++)
         if (each_row(&f, queries[i].sql, queries[i].row, e) < 0)
             return -1;
+    return 0;
+}
+
+int store_last_id(struct store *s, int64_t *id, struct err *e)
+{
+    char text[32];
+
+    if (store_sql_text(s->db, s->path,
+                       "SELECT ifnull((SELECT seq FROM sqlite_sequence WHERE name = 'jobs'), 0)", text,
+                       sizeof text, e) < 0)
+        return -1;
+    *id = strtoll(text, NULL, 10);
     return 0;
 }
 

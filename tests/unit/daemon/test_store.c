@@ -3,9 +3,9 @@
 #include "daemon/store.h"
 
 #include "tests/unit/cm.h"
+#include "tests/unit/daemon/dump.h"
 #include "tests/unit/daemon/tmp_state.h"
 #include <fcntl.h>
-#include <sqlite3.h>
 #include <unistd.h>
 
 static struct store *must_open(const char *path)
@@ -148,15 +148,6 @@ static void expect_refusal(const char *path, const char *says)
     assert_null(store_open(path, &e));
     if (!strstr(e.msg, says) || !strstr(e.msg, path))
         fail_msg("\"%s\" does not say \"%s\"", e.msg, says);
-}
-
-static void run_sql(const char *path, const char *text)
-{
-    sqlite3 *db;
-
-    assert_int_equal(sqlite3_open(path, &db), SQLITE_OK);
-    assert_int_equal(sqlite3_exec(db, text, NULL, NULL, NULL), SQLITE_OK);
-    sqlite3_close(db);
 }
 
 static void test_newer_and_foreign(void **state)

@@ -3,31 +3,15 @@
 #include "daemon/journal.h"
 
 #include "tests/unit/cm.h"
+#include "tests/unit/daemon/dump.h"
 #include "tests/unit/daemon/tmp_state.h"
 #include <signal.h>
-#include <sqlite3.h>
 #include <stdio.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 /* --- databases of old --- */
-
-static void load_dump(const char *path, int version)
-{
-    char *from = xasprintf("%s/tests/unit/daemon/data/schema%d.sql", SOURCE_DIR, version), *text;
-    size_t len;
-    sqlite3 *db;
-
-    assert_int_equal(fs_read_file(from, 1 << 20, &text, &len, NULL), 0);
-    assert_int_equal(sqlite3_open(path, &db), SQLITE_OK);
-    if (sqlite3_exec(db, text, NULL, NULL, NULL) != SQLITE_OK)
-        fail_msg("%s: %s", from, sqlite3_errmsg(db));
-    assert_int_equal(sqlite3_exec(db, "PRAGMA journal_mode = WAL", NULL, NULL, NULL), SQLITE_OK);
-    sqlite3_close(db);
-    free(text);
-    free(from);
-}
 
 static int query_int(const char *path, const char *sql)
 {
