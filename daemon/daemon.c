@@ -54,7 +54,12 @@ static int open_journal(struct daemon *d, struct err *e)
     struct journal_listener listener = {.ctx = d, .applied = on_applied, .round_done = on_round_done};
 
     d->journal = journal_create(&d->loop, d->store, &d->jobs, &d->log, listener, e);
-    return d->journal ? 0 : -1;
+    return d->journal
+               ? 0
+               : err_wrap(e,
+                          "%s/state.db holds what cannot be: restore it from a copy (batchformerd --check "
+                          "lists all that is wrong)",
+                          d->options->state_dir);
 }
 
 static int make_launcher(struct daemon *d, struct err *e)

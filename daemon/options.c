@@ -38,6 +38,7 @@ static const struct conf_option rows[] = {
     {"hang-ms", 0, CONF_INT, AT(hang_ms), "MS", NULL, 1000, 86400000,
      "time for an mpirun without ranks to end before SIGKILL (default: 30000)"},
     {"log-level", 0, CONF_STR, AT(log_level), "LEVEL", NULL, 0, 0, "debug, info (default), warn or error"},
+    {"check", 0, CONF_FLAG, AT(check), NULL, NULL, 0, 0, "verify what is in the state directory, and exit"},
     {"help", 'h', CONF_FLAG, AT(help), NULL, NULL, 0, 0, "show this help"},
     {"version", 0, CONF_FLAG, AT(version), NULL, NULL, 0, 0, "show the version"},
 };

@@ -6,7 +6,7 @@
 #include "common/log.h"
 
 struct options {
-    bool help, version, lifeline;
+    bool help, version, lifeline, check;
     char *config, *state_dir, *launcher, *worker, *mpirun, *log_level, *http;
     struct conf_list listen; /* resolved: "unix:/absolute/path", at least one */
     int64_t slots, max_clients, stop_ms, kill_ms, hang_ms, yield_ms, retry_ms, retry_max_ms;
