@@ -13,7 +13,7 @@
 #define DAEMON_ACTIONS_H
 
 #include "daemon/daemon.h"
-#include "daemon/sched.h"
+#include "daemon/sched_queue.h"
 #include "proto/progress.h"
 
 struct conn;

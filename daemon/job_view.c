@@ -5,7 +5,7 @@
 #include "daemon/actions.h"
 #include "daemon/metrics_file.h"
 #include "daemon/run_dir.h"
-#include "daemon/sched.h"
+#include "daemon/sched_queue.h"
 
 #include <math.h>
 #include <stdio.h>
