@@ -8,7 +8,7 @@
 #define DAEMON_PLANNER_H
 
 #include "daemon/daemon.h"
-#include "daemon/sched.h"
+#include "daemon/sched_queue.h"
 
 struct planner;
 
