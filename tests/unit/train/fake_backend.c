@@ -78,7 +78,7 @@ static int measure(struct backend *be, const float *grads, size_t n, const doubl
     return 0;
 }
 
-static const struct flat_ops flat = {measure, sgd, sumsq};
+static const struct flat_ops flat = {.measure = measure, .sumsq = sumsq, .sgd = sgd};
 
 static const struct backend_ops ops = {
     .name = "fake",
