@@ -349,14 +349,14 @@ static enum presence presence_of(const struct field *f, const cJSON *resolved_pa
     const cJSON *decides = json_find(resolved_parent, f->when_key);
     if (!decides)
         return UNCERTAIN;
-    return strcmp(decides->valuestring, f->when_value) == 0 ? APPLIES : DOES_NOT_APPLY;
+    return jobspec_field_exists_with(f, decides->valuestring) ? APPLIES : DOES_NOT_APPLY;
 }
 
 /* NULL: required, or derived from a key that is wrong itself. */
 static cJSON *default_of(const struct walk *w, const struct field *f)
 {
     if (f->derive) {
-        double x = (double)f->derive(w->spec);
+        double x = f->derive(w->spec);
         return number_in(f, x) ? cJSON_CreateNumber(x) : NULL;
     }
     return f->def ? cJSON_Parse(f->def) : NULL;
@@ -386,14 +386,15 @@ static void walk_field(struct walk *w, const struct field *f, const cJSON *doc, 
 {
     const cJSON *v = json_find(doc, jobspec_field_key(f));
     enum presence presence = presence_of(f, resolved);
-    char found[64];
+    char found[64], when[128];
 
     if (presence == DOES_NOT_APPLY) {
         json_brief(v, found);
+        jobspec_field_when(f, '"', when, sizeof when);
         if (v && !cJSON_IsNull(v)) /* null un-sets a key, so that --set can switch kinds */
             jobspec_errors_add(w->errs, f->pointer,
-                               "%s found, but the key only exists where %s is \"%s\"; leave it out", found,
-                               f->when_key, f->when_value);
+                               "%s found, but the key only exists where %s is %s; leave it out", found,
+                               f->when_key, when);
         return;
     }
     cJSON *def = v ? NULL : default_of(w, f);

@@ -23,6 +23,7 @@ enum jobspec_norm { NORM_SYNC_BATCH, NORM_BATCH };
 enum jobspec_scope { SCOPE_GLOBAL, SCOPE_LOCAL };
 enum jobspec_gather { GATHER_AUTO, GATHER_KV, GATHER_FEATURES };
 enum jobspec_loss { LOSS_CROSS_ENTROPY, LOSS_BALANCED_SOFTMAX };
+enum jobspec_optim { OPTIM_SGD, OPTIM_ADAM, OPTIM_ADAMW, OPTIM_LARS };
 enum jobspec_precision { PRECISION_FP32, PRECISION_TF32, PRECISION_BF16 };
 enum jobspec_determinism { DETERMINISM_DEFAULT, DETERMINISM_BITWISE };
 enum jobspec_schedule { SCHEDULE_CONSTANT, SCHEDULE_STEP, SCHEDULE_COSINE };
@@ -85,8 +86,14 @@ struct jobspec {
     } loss;
 
     struct {
-        double lr, momentum, weight_decay; /* kind is "sgd" */
+        enum jobspec_optim kind;
+        double lr, weight_decay;
+        double momentum; /* sgd and lars, as nesterov; else 0 */
         bool nesterov;
+        double beta1, beta2;      /* adam and adamw */
+        double eps;               /* adam, adamw and lars */
+        double trust_coefficient; /* lars */
+        double ema;               /* decay of the weights' moving average; 0 = none (spec: null) */
         struct {
             enum jobspec_schedule kind;
             double warmup_epochs;

@@ -160,18 +160,40 @@ static cJSON *schema_of(const struct field *f)
     return o;
 }
 
-/* {"if": the deciding key has the value, "then": this key as usual, "else": no such key} */
+/* {"const": the value that lets f exist}, or {"enum": those that do} */
+static cJSON *deciding_values(const struct field *f)
+{
+    cJSON *o = cJSON_CreateObject();
+
+    if (!f->when_values[1]) {
+        cJSON_AddStringToObject(o, "const", f->when_values[0]);
+        return o;
+    }
+    cJSON *list = cJSON_AddArrayToObject(o, "enum");
+    for (int i = 0; f->when_values[i]; i++)
+        cJSON_AddItemToArray(list, cJSON_CreateString(f->when_values[i]));
+    return o;
+}
+
+/* Does f exist where the deciding key is left out? */
+static bool exists_by_default(const struct field *f, const struct field *decides)
+{
+    cJSON *def = decides->def ? parse(decides->def) : NULL;
+    bool exists = def && jobspec_field_exists_with(f, def->valuestring);
+
+    cJSON_Delete(def);
+    return exists;
+}
+
+/* {"if": the deciding key has one of the values, "then": this key as usual, "else": no such key} */
 static cJSON *rule_of(const struct field *f, const struct field *decides)
 {
     cJSON *rule = cJSON_CreateObject(), *if_ = cJSON_AddObjectToObject(rule, "if");
     cJSON *then = cJSON_AddObjectToObject(rule, "then"), *else_ = cJSON_AddObjectToObject(rule, "else");
-    cJSON *value = cJSON_AddObjectToObject(cJSON_AddObjectToObject(if_, "properties"), f->when_key);
     const char *key = jobspec_field_key(f);
-    char quoted[64];
 
-    snprintf(quoted, sizeof quoted, "\"%s\"", f->when_value);
-    cJSON_AddStringToObject(value, "const", f->when_value);
-    if (!decides->def || strcmp(decides->def, quoted) != 0)
+    cJSON_AddItemToObject(cJSON_AddObjectToObject(if_, "properties"), f->when_key, deciding_values(f));
+    if (!exists_by_default(f, decides))
         cJSON_AddItemToArray(cJSON_AddArrayToObject(if_, "required"), cJSON_CreateString(f->when_key));
     cJSON *yes = cJSON_AddObjectToObject(cJSON_AddObjectToObject(then, "properties"), key);
     cJSON_AddStringToObject(yes, "type", type_name(f));
@@ -239,12 +261,13 @@ static cJSON *build_schema(void)
 /* One line of the key list in docs/jobs.md. */
 static char *docs_line(const struct field *f)
 {
-    char accepted[320], name[128], def[128];
+    char accepted[320], name[128], def[128], when[96];
 
     snprintf(name, sizeof name, "%s", f->pointer + 1);
     for (char *c = name; *c; c++)
         if (*c == '/')
             *c = '.';
+    jobspec_field_when(f, '`', when, sizeof when);
     if (f->flags & FIELD_FIXED)
         snprintf(accepted, sizeof accepted, "`%s`, the only value in this version", f->def);
     else
@@ -254,7 +277,7 @@ static char *docs_line(const struct field *f)
     else if (f->def)
         snprintf(def, sizeof def, "`%s`", f->def);
     else if (f->when_key)
-        snprintf(def, sizeof def, "required with %s `%s`", f->when_key, f->when_value);
+        snprintf(def, sizeof def, "required with %s %s", f->when_key, when);
     else
         snprintf(def, sizeof def, "required");
     return xasprintf("| `%s` | %s | %s | %s |\n", name, accepted, def, f->help);
@@ -318,6 +341,7 @@ static void test_table_is_sound(void **state)
         assert_true(!f->derive || f->derive_text);
         for (int k = 0; k < i; k++)
             assert_string_not_equal(f->pointer, jobspec_fields[k].pointer);
+        assert_int_equal(f->when_key != NULL, f->when_values[0] != NULL);
         if (!f->when_key)
             continue;
         bool before = false;
