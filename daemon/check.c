@@ -78,10 +78,8 @@ static int apply(struct check *c, struct job_event *ev, const char *data, struct
     cJSON *v = json_parse(data, strlen(data), e);
     int rc = v ? job_event_from_journal(v, ev, e) : -1;
 
+    const struct job *job = rc < 0 ? NULL : jobs_apply(&c->jobs, ev, e);
     cJSON_Delete(v);
-    if (rc < 0)
-        return -1;
-    const struct job *job = jobs_apply(&c->jobs, ev, e);
     if (job && job->state != ev->state)
         return err_set(e, "it says that the job is %s then, but it is %s", job_state_name(ev->state),
                        job_state_name(job->state));

@@ -165,16 +165,26 @@ static void apply_submitted(struct job *job, const struct job_event *ev)
     memcpy(job->user, ev->user, sizeof job->user);
 }
 
-static void apply_starting(struct job *job, const struct job_event *ev)
+static int apply_starting(struct job *job, const struct job_event *ev, struct err *e)
 {
+    struct place place = {0};
+
+    if (!ev->place)
+        place_add(&place, ev->node, ev->n_ranks, 0);
+    else if (place_parse(&place, ev->place, e) < 0)
+        return -1;
+    place_free(&job->place);
+    job->place = place;
     job->attempt = ev->attempt;
     job->attempt_ms = ev->time_ms;
     job->not_before_ms = 0;
     job->held_ranks = ev->n_ranks;
     memcpy(job->node, ev->node, sizeof job->node);
     memcpy(job->token, ev->token, sizeof job->token);
+    job->resize_to = 0;
     if (!job->started_ms)
         job->started_ms = ev->time_ms;
+    return 0;
 }
 
 /* The attempt is over: it holds nothing any more. The node stays as the place where it last was. */
@@ -185,6 +195,7 @@ static void clear_attempt(struct job *job, int64_t now_ms)
     job->held_ranks = 0;
     job->attempt_ms = 0;
     job->yield_to = JOB_YIELD_QUEUE;
+    place_free(&job->place);
     memset(job->token, 0, sizeof job->token);
     job->process = (struct job_process){0};
 }
@@ -196,15 +207,14 @@ static void apply_requeued(struct job *job)
     job->not_before_ms = 0;
 }
 
-static void apply_fields(struct job *job, const struct job_event *ev)
+static int apply_fields(struct job *job, const struct job_event *ev, struct err *e)
 {
     switch (ev->type) {
     case JOB_EV_SUBMITTED:
         apply_submitted(job, ev);
         break;
     case JOB_EV_STARTING:
-        apply_starting(job, ev);
-        break;
+        return apply_starting(job, ev, e);
     case JOB_EV_STARTED:
         job->process = ev->process;
         break;
@@ -221,6 +231,7 @@ static void apply_fields(struct job *job, const struct job_event *ev)
         break;
     case JOB_EV_YIELD_REQUESTED:
         job->yield_to = ev->yield_to == JOB_YIELD_PAUSE ? JOB_YIELD_PAUSE : JOB_YIELD_QUEUE;
+        job->resize_to = ev->resize_to;
         break;
     case JOB_EV_YIELDED:
         job->n_yields++;
@@ -231,6 +242,12 @@ static void apply_fields(struct job *job, const struct job_event *ev)
     default:
         break;
     }
+    return 0;
+}
+
+void job_free(struct job *job)
+{
+    place_free(&job->place);
 }
 
 int job_apply(struct job *job, const struct job_event *ev, struct err *e)
@@ -240,7 +257,8 @@ int job_apply(struct job *job, const struct job_event *ev, struct err *e)
     if (to == JOB_N_STATES)
         return err_set(e, "job %lld is %s: \"%s\" is not possible there", (long long)ev->job,
                        job_state_name(job->state), job_event_name(ev->type));
-    apply_fields(job, ev);
+    if (apply_fields(job, ev, e) < 0)
+        return -1;
     if (ev->has_progress) {
         job->has_progress = true;
         job->progress = ev->progress;
@@ -251,6 +269,10 @@ int job_apply(struct job *job, const struct job_event *ev, struct err *e)
         job->ended_ms = ev->time_ms;
         job->cancelling = false;
     }
+    if (to == JOB_QUEUED && job->state != JOB_QUEUED)
+        job->queued_ms = ev->time_ms;
+    if (to == JOB_PAUSED)
+        job->resize_to = 0;
     job->state = to;
     memcpy(job->reason, ev->reason, sizeof job->reason);
     return 0;

@@ -25,6 +25,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 #include "common/err.h"
+#include "daemon/place.h"
 #include "proto/progress.h"
 
 enum job_state {
@@ -97,12 +98,15 @@ struct job_event {
     char name[JOB_MAX_NAME];                    /* submitted */
     char user[JOB_MAX_USER];                    /* submitted, and who asked for a request */
 
-    int64_t attempt; /* starting, restarting (the next one) */
-    char node[JOB_MAX_NODE], token[JOB_TOKEN_BYTES];
+    int64_t attempt;         /* starting, restarting (the next one) */
+    char node[JOB_MAX_NODE]; /* starting: the first of its nodes */
+    const char *place;       /* starting: all of them, as text (place.h), borrowed; NULL: n_ranks on `node` */
+    char token[JOB_TOKEN_BYTES];
     struct job_process process; /* started */
     int64_t step; /* checkpointed, restarting, yielded, paused: of the newest checkpoint; -1 = none */
     int64_t not_before_ms; /* restarting: no start before this moment; 0 = at once */
     int64_t yield_to;      /* yield requested: enum job_yield_to */
+    int64_t resize_to;     /* yield requested: to start again with so many ranks; 0: as many as it can get */
     bool has_progress;     /* succeeded, failed, cancelled, restarting: what was reported last */
     struct progress progress;
 };
@@ -127,12 +131,16 @@ struct job {
     int64_t used_ms;            /* of wall time in attempts that are over */
     int64_t not_before_ms;      /* back-off after a fault */
     enum job_yield_to yield_to; /* while preempting */
-    int64_t checkpoint_step;    /* -1 = none */
-    bool has_progress;          /* what was reported last before the latest attempt ended */
+    int64_t
+        resize_to; /* ranks that it is to start with next, because it was asked to yield for that; 0: none */
+    int64_t queued_ms;       /* since when it waits, or waited last */
+    int64_t checkpoint_step; /* -1 = none */
+    bool has_progress;       /* what was reported last before the latest attempt ended */
     struct progress progress;
 
     /* Of the current attempt; cleared when it ends. */
     int64_t held_ranks; /* slots it holds */
+    struct place place; /* where; owned */
     int64_t attempt_ms; /* when it was decided */
     char node[JOB_MAX_NODE], token[JOB_TOKEN_BYTES];
     struct job_process process;
@@ -140,6 +148,9 @@ struct job {
 
 /* The state that `event` leads to from `state`, or JOB_N_STATES when it is not possible there. */
 enum job_state job_next(enum job_state state, enum job_event_type event);
+
+/* Lets go of what the record owns. */
+void job_free(struct job *job);
 
 /* Applies the event. -1 when it is not possible in the job's state: *job is unchanged then. */
 int job_apply(struct job *job, const struct job_event *ev, struct err *e);
@@ -159,7 +170,7 @@ void job_event_init(struct job_event *ev, enum job_event_type type, int64_t job,
 
 /* What the journal keeps beside seq, job and time: an object owned by the caller. */
 cJSON *job_event_to_journal(const struct job_event *ev);
-int job_event_from_journal(const cJSON *v, struct job_event *ev, struct err *e);
+int job_event_from_journal(const cJSON *v, struct job_event *ev, struct err *e); /* ev borrows from v */
 
 /* What clients see: {seq, id, time, type, state, reason, …} without secrets. */
 cJSON *job_event_to_client(const struct job_event *ev);

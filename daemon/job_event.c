@@ -11,7 +11,7 @@
 #include <stdio.h>
 #include <string.h>
 
-enum field_type { FIELD_INT, FIELD_NUM, FIELD_STR, FIELD_IDS };
+enum field_type { FIELD_INT, FIELD_NUM, FIELD_STR, FIELD_TEXT, FIELD_IDS };
 
 #define BIT(ev) (1u << (ev))
 #define REQUESTS                                                                                             \
@@ -43,6 +43,7 @@ static const struct field fields[] = {
     {"time_limit_s", FIELD_NUM, OFFSET(time_limit_s), BIT(JOB_EV_SUBMITTED), false},
     {"attempt", FIELD_INT, OFFSET(attempt), BIT(JOB_EV_STARTING) | BIT(JOB_EV_RESTARTING), false},
     {"node", FIELD_STR, OFFSET(node), BIT(JOB_EV_STARTING), false},
+    {"place", FIELD_TEXT, OFFSET(place), BIT(JOB_EV_STARTING), false},
     {"token", FIELD_STR, OFFSET(token), BIT(JOB_EV_STARTING), true},
     {"pid", FIELD_INT, OFFSET(process.pid), BIT(JOB_EV_STARTED), false},
     {"start_ticks", FIELD_INT, OFFSET(process.start_ticks), BIT(JOB_EV_STARTED), true},
@@ -51,6 +52,7 @@ static const struct field fields[] = {
      BIT(JOB_EV_CHECKPOINTED) | BIT(JOB_EV_RESTARTING) | BIT(JOB_EV_YIELDED) | BIT(JOB_EV_PAUSED), false},
     {"not_before_ms", FIELD_INT, OFFSET(not_before_ms), BIT(JOB_EV_RESTARTING), false},
     {"to_pause", FIELD_INT, OFFSET(yield_to), BIT(JOB_EV_YIELD_REQUESTED), false},
+    {"resize_to", FIELD_INT, OFFSET(resize_to), BIT(JOB_EV_YIELD_REQUESTED), false},
 };
 enum { N_FIELDS = sizeof fields / sizeof *fields };
 
@@ -98,11 +100,13 @@ static void add_fields(cJSON *v, const struct job_event *ev, bool with_secrets)
             continue;
         if (f->type == FIELD_STR)
             cJSON_AddStringToObject(v, f->name, p);
+        else if (f->type == FIELD_TEXT && *(const char *const *)p)
+            cJSON_AddStringToObject(v, f->name, *(const char *const *)p);
         else if (f->type == FIELD_INT)
             cJSON_AddNumberToObject(v, f->name, (double)*(const int64_t *)p);
         else if (f->type == FIELD_IDS)
             add_ids(v, f->name, ev);
-        else
+        else if (f->type == FIELD_NUM)
             cJSON_AddNumberToObject(v, f->name, *(const double *)p);
     }
     if (ev->has_progress)
@@ -160,6 +164,10 @@ static int read_field(const cJSON *v, const struct field *f, struct job_event *e
         return json_get_num(v, "", f->name, (double *)p, e);
     if (json_get_str(v, "", f->name, &s, e) < 0)
         return -1;
+    if (f->type == FIELD_TEXT) {
+        *(const char **)p = s;
+        return 0;
+    }
     snprintf(p, f->size, "%s", s);
     return 0;
 }

@@ -6,8 +6,10 @@
 
 void jobs_free(struct jobs *js)
 {
-    for (size_t i = 0; i < js->n; i++)
+    for (size_t i = 0; i < js->n; i++) {
+        job_free(js->v[i]);
         free(js->v[i]);
+    }
     free(js->v);
     free(js->active);
     *js = (struct jobs){0};
@@ -81,6 +83,7 @@ static struct job *add_job(struct jobs *js, const struct job_event *ev, struct e
         js->counts[job->state]++;
         return job;
     }
+    job_free(job);
     free(job);
     return NULL;
 }

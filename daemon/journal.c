@@ -21,6 +21,7 @@ struct new_job {
 struct entry {
     struct entry *next;
     struct job_event ev;   /* of a submission: the first job's id alone */
+    char *place;           /* what ev.place points to */
     struct new_job *added; /* submissions only */
     int64_t n_added;
     char *key;
@@ -86,6 +87,7 @@ static void entry_free(struct entry *en)
     for (int64_t i = 0; i < en->n_added; i++)
         free(en->added[i].spec);
     free(en->added);
+    free(en->place);
     free(en->key);
     free(en);
 }
@@ -329,8 +331,9 @@ static int replay_event(void *ctx, int64_t seq, int64_t id, int64_t time_ms, con
     cJSON *v = json_parse(data, strlen(data), e);
     int rc = v ? job_event_from_journal(v, &ev, e) : -1;
 
+    bool applied = rc == 0 && jobs_apply(j->jobs, &ev, e);
     cJSON_Delete(v);
-    if (rc < 0 || !jobs_apply(j->jobs, &ev, e))
+    if (!applied)
         return err_wrap(e, "event %lld of job %lld in the journal", (long long)seq, (long long)id);
     j->last_seq = seq;
     return 0;
@@ -394,6 +397,7 @@ void journal_append(struct journal *j, const struct job_event *ev, journal_done_
     struct entry *en = xcalloc(1, sizeof *en);
 
     en->ev = *ev;
+    en->ev.place = en->place = ev->place ? xstrdup(ev->place) : NULL;
     en->done = done;
     en->ctx = ctx;
     queue_push(&j->pending, en);
