@@ -48,6 +48,7 @@ static int start_attempt(struct daemon *d, const struct job *job, const char *di
     struct launch_request rq = {.job = job->id,
                                 .attempt = job->attempt,
                                 .n_ranks = job->held_ranks,
+                                .place = &job->place,
                                 .run_dir = dir,
                                 .token = job->token};
     char *spec = store_spec(d->store, job->id, e);
@@ -136,6 +137,7 @@ static void adopt(struct actions *a, const struct job *job, const struct job_pro
     struct launch_request rq = {.job = job->id,
                                 .attempt = job->attempt,
                                 .n_ranks = job->held_ranks,
+                                .place = &job->place,
                                 .run_dir = dir,
                                 .token = job->token};
     struct run *r = run_create(a, job);

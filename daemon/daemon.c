@@ -75,6 +75,8 @@ static int make_launcher(struct daemon *d, struct err *e)
                                               .mpirun = o->mpirun,
                                               .worker = o->worker,
                                               .address = o->listen.items[0],
+                                              .host = d->host,
+                                              .launch_agent = o->launch_agent,
                                               .hang_ms = o->hang_ms};
         d->launcher = launch_mpirun_create(&config);
     }
@@ -207,17 +209,18 @@ static void init_handles(struct daemon *d)
 
 static int start(struct daemon *d, struct err *e)
 {
-    if (open_store(d, e) < 0 || open_journal(d, e) < 0 || make_launcher(d, e) < 0)
+    if (open_store(d, e) < 0 || inventory_init(&d->inventory, d->options, d->host, d->store, e) < 0 ||
+        open_journal(d, e) < 0 || make_launcher(d, e) < 0)
         return -1;
     d->actions = actions_create(d);
     d->server = server_create(d, e);
     if (!d->server || (d->options->lifeline && hold_lifeline(d, e) < 0))
         return -1;
-    log_info(
-        &d->log,
-        "batchformerd %s: state in %s, %zu jobs of which %zu have not ended, %lld slots on %s, launcher %s",
-        BF_VERSION, d->options->state_dir, d->jobs.n, d->jobs.n_active, (long long)d->options->slots, d->node,
-        d->launcher->ops->name);
+    log_info(&d->log,
+             "batchformerd %s: state in %s, %zu jobs of which %zu have not ended, %lld slots on %zu nodes, "
+             "launcher %s",
+             BF_VERSION, d->options->state_dir, d->jobs.n, d->jobs.n_active,
+             (long long)inventory_slots(&d->inventory), d->inventory.n, d->launcher->ops->name);
     actions_take_up(d->actions);
     return 0;
 }
@@ -230,8 +233,8 @@ int daemon_run(const struct options *o, struct err *e)
                        .started_ns = clock_mono_ns()};
     int rc;
 
-    if (gethostname(d.node, sizeof d.node - 1) < 0)
-        strcpy(d.node, "localhost");
+    if (gethostname(d.host, sizeof d.host - 1) < 0)
+        strcpy(d.host, "localhost");
     signal(SIGPIPE, SIG_IGN); /* a client that is gone is an error code, not the end */
     d.lock_fd = state_dir_lock(o->state_dir, e);
     if (d.lock_fd < 0)
@@ -244,6 +247,7 @@ int daemon_run(const struct options *o, struct err *e)
     uv_run(&d.loop, UV_RUN_DEFAULT);
     ASSERT(uv_loop_close(&d.loop) == 0);
     jobs_free(&d.jobs);
+    inventory_free(&d.inventory);
     store_close(d.store);
     close(d.lock_fd);
     if (rc == 0)

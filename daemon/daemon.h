@@ -8,6 +8,7 @@
 
 #include <uv.h>
 #include "common/log.h"
+#include "daemon/inventory.h"
 #include "daemon/jobs.h"
 #include "daemon/journal.h"
 #include "daemon/launch.h"
@@ -21,7 +22,8 @@ struct daemon {
     uv_loop_t loop;
     const struct options *options;
     struct log log;
-    char node[JOB_MAX_NODE]; /* this host's name: the one node of this version */
+    char host[JOB_MAX_NODE]; /* this host's name */
+    struct inventory inventory;
     int lock_fd;
     int64_t started_ns;
     struct store *store;

@@ -16,6 +16,7 @@
 #include "common/fsutil.h"
 #include "common/mpirun.h"
 #include "daemon/launch.h"
+#include "daemon/mpirun_args.h"
 #include "daemon/proc.h"
 #include "daemon/run_dir.h"
 
@@ -28,7 +29,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-enum { SWEEP_MS = 50, MAX_SWEEPS = 400, MAX_ARGS = 48, LOOKS_A_HANG = 5 };
+enum { SWEEP_MS = 50, MAX_SWEEPS = 400, LOOKS_A_HANG = 5 };
 
 struct launch_mpirun {
     struct launcher base; /* must be first */
@@ -209,46 +210,13 @@ static char **make_env(const struct launch_mpirun *l, const struct launch_reques
     return env;
 }
 
-static char **make_args(const struct launch_mpirun *l, const char *mpirun, const struct launch_request *rq)
-{
-    /* --oversubscribe: slots are ours to count. */
-    static const char *const fixed[] = {"--oversubscribe",
-                                        "--bind-to",
-                                        "none",
-                                        "-x",
-                                        PROGRESS_ENV_ADDRESS,
-                                        "-x",
-                                        PROGRESS_ENV_JOB,
-                                        "-x",
-                                        PROGRESS_ENV_ATTEMPT,
-                                        "-x",
-                                        PROGRESS_ENV_TOKEN,
-                                        "-x",
-                                        "OMP_WAIT_POLICY",
-                                        "-n"};
-    char **v = xcalloc(MAX_ARGS, sizeof *v);
-    int n = 0;
-
-    v[n++] = xstrdup(mpirun);
-    for (size_t i = 0; i < sizeof fixed / sizeof *fixed; i++)
-        v[n++] = xstrdup(fixed[i]);
-    v[n++] = xasprintf("%lld", (long long)rq->n_ranks);
-    v[n++] = xstrdup(l->cfg.worker);
-    v[n++] = xstrdup("--job");
-    v[n++] = fs_join(rq->run_dir, "job.json");
-    v[n++] = xstrdup("--run-dir");
-    v[n++] = xstrdup(rq->run_dir);
-    if (rq->resume)
-        v[n++] = xstrdup("--resume");
-    return v;
-}
-
 /* --- the interface --- */
 
 static int spawn(struct child *c, const struct launch_request *rq, const char *mpirun, int log_fd)
 {
     struct launch_mpirun *l = c->owner;
-    char **args = make_args(l, mpirun, rq), **env = make_env(l, rq);
+    const struct mpirun_programs programs = {mpirun, l->cfg.worker, l->cfg.host, l->cfg.launch_agent};
+    char **args = mpirun_args(&programs, rq), **env = make_env(l, rq);
     uv_stdio_container_t io[3] = {{.flags = UV_IGNORE},
                                   {.flags = UV_INHERIT_FD, .data.fd = log_fd},
                                   {.flags = UV_INHERIT_FD, .data.fd = log_fd}};

@@ -18,6 +18,21 @@ static const struct conf_option rows[] = {
     {"listen", 0, CONF_LIST, AT(listen), "unix:PATH", NULL, 0, 0, "socket for clients; may be repeated"},
     {"http", 0, CONF_STR, AT(http), "HOST:PORT", NULL, 0, 0, "dashboard (not available in this version)"},
     {"slots", 0, CONF_INT, AT(slots), "N", NULL, 1, 65536, "ranks that may run at once (default: CPU cores)"},
+    {"node", 0, CONF_LIST, AT(node), "NAME:SLOTS[:GPUS]", NULL, 0, 0,
+     "a host that jobs run on; may be repeated (default: this host, with --slots and its GPUs)"},
+    {"launch-agent", 0, CONF_STR, AT(launch_agent), "PATH", NULL, 0, 0,
+     "what mpirun starts its daemons on other hosts with (default: ssh)"},
+    {"share", 0, CONF_LIST, AT(share), "USER:SHARE", NULL, 0, 0,
+     "a user's share of the machine beside others' (default: 1); may be repeated"},
+    {"half-life-s", 0, CONF_INT, AT(half_life_s), "S", NULL, 0, 1000000000,
+     "time after which use counts half in fair share (default: 604800, a week)"},
+    {"grace-ms", 0, CONF_INT, AT(grace_ms), "MS", NULL, 0, 86400000,
+     "time that a job runs before it may be asked to yield for another (default: 300000)"},
+    {"grow-ms", 0, CONF_INT, AT(grow_ms), "MS", NULL, 0, 86400000,
+     "time that a job runs before it may be grown into free slots (default: 600000)"},
+    {"no-preempt", 0, CONF_FLAG, AT(no_preempt), NULL, NULL, 0, 0,
+     "no job is asked to yield for one of higher priority"},
+    {"no-resize", 0, CONF_FLAG, AT(no_resize), NULL, NULL, 0, 0, "no running job is shrunk or grown"},
     {"launcher", 0, CONF_STR, AT(launcher), "NAME", NULL, 0, 0, "mpirun (default) or fake"},
     {"worker", 0, CONF_STR, AT(worker), "PATH", NULL, 0, 0,
      "batchformer-worker (default: beside batchformerd)"},
@@ -113,11 +128,27 @@ static int resolve_listen(struct options *o, struct err *e)
     return 0;
 }
 
+static int check_shares(const struct conf_list *shares, struct err *e)
+{
+    for (size_t i = 0; i < shares->n_items; i++) {
+        const char *colon = strrchr(shares->items[i], ':');
+        char *end = NULL;
+        double share = colon ? strtod(colon + 1, &end) : 0;
+        if (!colon || colon == shares->items[i] || *end || !(share > 0) || share > 1e9)
+            return err_set_kind(e, ERR_USAGE,
+                                "--share: '%s' found, USER:SHARE with a share above 0 is accepted",
+                                shares->items[i]);
+    }
+    return 0;
+}
+
 static int resolve(struct options *o, struct err *e)
 {
     if (o->http)
         return err_set_kind(e, ERR_USAGE, "--http %s: the dashboard is not available in this version",
                             o->http);
+    if (check_shares(&o->share, e) < 0)
+        return -1;
     if (!o->launcher)
         o->launcher = xstrdup("mpirun");
     if (strcmp(o->launcher, "mpirun") != 0 && strcmp(o->launcher, "fake") != 0)
@@ -139,7 +170,8 @@ static int resolve(struct options *o, struct err *e)
         free(dir);
     }
     if (make_absolute(&o->state_dir, e) < 0 || make_absolute(&o->worker, e) < 0 ||
-        (o->mpirun && make_absolute(&o->mpirun, e) < 0))
+        (o->mpirun && make_absolute(&o->mpirun, e) < 0) ||
+        (o->launch_agent && make_absolute(&o->launch_agent, e) < 0))
         return -1;
     return resolve_listen(o, e);
 }
@@ -166,6 +198,10 @@ static int read_config(struct options *o, const struct options *defaults, int ar
         goto out;
     if (o->listen.n_items)
         list_free(&both.listen);
+    if (o->node.n_items)
+        list_free(&both.node);
+    if (o->share.n_items)
+        list_free(&both.share);
     if (conf_from_args(rows, N_ROWS, &both, argc, argv, &rest, e) < 0)
         goto out;
     struct options swap = *o;
@@ -184,6 +220,9 @@ int options_read(struct options *o, int argc, char **argv, struct err *e)
                                             .kill_ms = 10000,
                                             .hang_ms = 30000,
                                             .yield_ms = 60000,
+                                            .half_life_s = 604800,
+                                            .grace_ms = 300000,
+                                            .grow_ms = 600000,
                                             .retry_ms = 1000,
                                             .retry_max_ms = 300000};
     struct conf_operands rest;

@@ -7,8 +7,11 @@
 
 struct options {
     bool help, version, lifeline, check;
-    char *config, *state_dir, *launcher, *worker, *mpirun, *log_level, *http;
+    bool no_preempt, no_resize;
+    char *config, *state_dir, *launcher, *launch_agent, *worker, *mpirun, *log_level, *http;
     struct conf_list listen; /* resolved: "unix:/absolute/path", at least one */
+    struct conf_list node, share;
+    int64_t half_life_s, grace_ms, grow_ms;
     int64_t slots, max_clients, stop_ms, kill_ms, hang_ms, yield_ms, retry_ms, retry_max_ms;
     bool default_address; /* nobody gave --listen */
     enum log_level level;

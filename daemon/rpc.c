@@ -31,8 +31,8 @@ struct rpc_later {
     cJSON *id; /* NULL for a notification: nobody waits */
 };
 
-static const struct rpc_method *const families[] = {methods_daemon, methods_job, methods_steer, methods_data,
-                                                    methods_worker};
+static const struct rpc_method *const families[] = {methods_daemon, methods_node, methods_job,
+                                                    methods_steer,  methods_data, methods_worker};
 enum { N_FAMILIES = sizeof families / sizeof *families };
 
 /* --- groups --- */

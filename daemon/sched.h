@@ -148,6 +148,13 @@ struct sched_verdict {
     size_t n_before;     /* waiting jobs that come before it in order and do not start now */
 };
 
+/* What a waiting job is promised. */
+struct sched_reservation {
+    int64_t job, start_ms; /* start_ms: far beyond all dates when it waits for jobs without an estimate */
+    int32_t ranks, n_pieces;
+    const struct sched_piece *pieces;
+};
+
 struct sched_plan {
     int64_t now_ms;
     const struct sched_start *starts;
@@ -156,6 +163,8 @@ struct sched_plan {
     size_t n_yields;
     const struct sched_verdict *verdicts; /* one for each waiting job, in order */
     size_t n_verdicts;
+    const struct sched_reservation *reservations; /* by id */
+    size_t n_reservations;
     /* Of usable nodes, once the starts have happened. */
     int64_t slots, slots_free, gpus, gpus_free;
 };

@@ -108,7 +108,8 @@ def test_cancel(make_daemon):
     with daemon.rpc() as rpc:
         running, queued = rpc.submit(), rpc.submit()
         rpc.wait_state(running, "running")
-        assert "waits for 1 slot" in rpc.call("job.explain", id=queued)["text"]
+        text = rpc.call("job.explain", id=queued)["text"]
+        assert f"job {queued} needs 1 rank and 0 of 1 slot" in text and f"job {running}" in text
         assert rpc.call("job.cancel", id=queued)["state"] == "cancelled"
         answer = rpc.call("job.cancel", id=running)
         assert answer["state"] == "running" and answer["cancelling"]
