@@ -77,7 +77,7 @@ def test_it_computes_what_the_cpu_does(cpu, gpu):
     assert curve_deviation(cpu[1][1], gpu[1][1]) <= 1e-5
 
 
-# An eps far above the noise of gradients that are zero but for rounding (the bias of keys): Adam would make full steps of it.
+# eps lies far above gradients that are zero but for rounding (the bias of keys): of those Adam would make full steps.
 OPTIMISERS = {
     "adamw": {"kind": "adamw", "lr": 0.003, "eps": 1e-5},
     "lars, moving average": {"kind": "lars", "lr": 0.5, "trust_coefficient": 0.02, "nesterov": True, "ema": 0.8},
