@@ -55,7 +55,7 @@ struct field {
     const struct field_choice *choices; /* ends with a NULL name */
     const char *when_key,
         *when_value; /* the key exists only where this sibling (an earlier row) has this value */
-    int64_t (*derive)(const struct jobspec *spec); /* default that depends on earlier rows */
+    int64_t (*derive)(const struct jobspec *spec); /* default that depends on earlier rows; 0 is false */
     const char *derive_text;                       /* how docs state it */
     const char *help;                              /* one sentence */
 };

@@ -73,6 +73,10 @@ GOOD = [
     {"resources": {"ranks": 16, "threads_per_rank": 2, "nodes": None, "gpus_per_rank": 0}},
     {"resources": {"ranks": 2, "min_ranks": 2, "max_ranks": 16}},
     {"scheduling": {"priority": -1000, "max_restarts": 0, "time_limit_s": 0.5, "after": []}},
+    {"resources": {"gpus_per_rank": 1}},
+    {"resources": {"gpus_per_rank": 1}, "train.autotune": False},
+    {"resources": {"gpus_per_rank": 1}, "train.autotune": True, "train.precision": "bf16"},
+    {"train.autotune": False},
     {"sweep": None},
 ]
 
@@ -168,6 +172,7 @@ BAD = [
     ({"train.micro_shards": 4}, "/train/micro_shards", 'only exists where determinism is "bitwise"'),
     ({"train.determinism": "bitwise", "train.micro_shards": 0}, "/train/micro_shards", "0 found"),
     ({"train.max_grad_norm": 0}, "/train/max_grad_norm", "0 found"),
+    ({"train.autotune": None}, "/train/autotune", "null found, true or false is accepted"),
     ({"eval.batch_size": 0}, "/eval/batch_size", "0 found"),
     ({"checkpoint.keep": 0}, "/checkpoint/keep", "0 found"),
     ({"init.weights": ""}, "/init/weights", '"" found'),
@@ -208,6 +213,7 @@ CROSS = [
     ({"train.precision": "bf16"}, "/train/precision", '"fp32" is accepted while resources.gpus_per_rank is 0'),
     ({"train.determinism": "bitwise", "resources": {"gpus_per_rank": 1}}, "/train/determinism",
      '"default" is accepted while resources.gpus_per_rank is not 0'),
+    ({"train.autotune": True}, "/train/autotune", "false is accepted while resources.gpus_per_rank is 0"),
     ({"eval.few_below": 200}, "/eval/few_below", "at most eval.many_above + 1 = 101"),
     ({"data": {"format": "synthetic", "synthetic": {**SYNTHETIC, "test_per_class": 10**9}}}, "/data/synthetic", "in all"),
     ({"data": {"format": "synthetic", "synthetic": SYNTHETIC, "holdout_per_class": 40}}, "/data/holdout_per_class",

@@ -171,6 +171,16 @@ void die(const char *fmt, ...)
     abort();
 }
 
+std::string rank_setting(const char *name)
+{
+    const char *v = getenv(name), *rank = getenv("OMPI_COMM_WORLD_RANK");
+    std::string all = v ? v : "";
+
+    for (int r = rank ? atoi(rank) : 0; r > 0 && all.find('/') != std::string::npos; r--)
+        all.erase(0, all.find('/') + 1);
+    return all.substr(0, all.find('/'));
+}
+
 const Settings &settings()
 {
     static const Settings s = [] {
