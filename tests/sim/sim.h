@@ -12,7 +12,8 @@
  *   CUSIM_FAIL_MALLOC=n, CUSIM_FAIL_SYNC=n     the n-th cudaMalloc, n-th wait fails (from 1)
  *   CUSIM_NAME=text      what the devices are called ("simulated device")
  *   CUSIM_ENGINE_MS=a,b,c,d,e   what a convolution by each of cuDNN's engines takes (cudnn_sim.cpp)
- * The last two may hold a part for each rank, with "/" between them; ranks without one have the last.
+ * Numbers, names and times may have a part for each rank, with "/" between them; ranks without one have the
+ * last.
  *
  * Time is made up: an operation takes what its double says, or 0.01 ms, so what is measured by events is the
  * same each time.

@@ -153,8 +153,8 @@ std::recursive_mutex &mutex()
 
 long env_long(const char *name, long otherwise)
 {
-    const char *v = getenv(name);
-    return v && *v ? atol(v) : otherwise;
+    std::string v = rank_setting(name);
+    return v.empty() ? otherwise : atol(v.c_str());
 }
 } // namespace
 

@@ -103,7 +103,7 @@ static int build_on_rank0(struct trainer *t, int rc, struct err *e)
     if (agree_outcome(comm, rc, e) < 0)
         return -1;
     rc = t->rank0 ? build_programs(t, e) : 0;
-    if (agree_outcome_rank0(comm, rc, e) < 0)
+    if (agree_outcome(comm, rc, e) < 0)
         return -1;
     return plans_share(t->cfg.backend->tuning, comm, e);
 }
