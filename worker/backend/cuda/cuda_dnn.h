@@ -56,7 +56,7 @@ size_t cuda_conv_workspace_bytes(const struct cuda_conv *c);
 /* Of the gradient that cuda_conv_backward_weights() makes. */
 enum dtype cuda_conv_grad_dtype(const struct cuda_conv *c);
 
-/* "forward eng37_k2=5_k13=1 …": engine index and knobs of every planned pass,. Valid until the next
+/* "forward eng37_k2=5_k13=1 …": engine index and knobs of every planned pass. Valid until the next
  * cuda_conv_get(). */
 const char *cuda_conv_text(const struct cuda_conv *c);
 
