@@ -115,18 +115,18 @@ static int make_token(char out[JOB_TOKEN_BYTES])
     return 0;
 }
 
-static void place(struct actions *a, const struct sched_placement *p)
+static void place(struct actions *a, const struct sched_start *p)
 {
     struct daemon *d = a->daemon;
-    const struct job *job = jobs_find(&d->jobs, p->id);
+    const struct job *job = jobs_find(&d->jobs, p->job);
     long long attempt = job->attempt + 1, attempts = job->max_restarts + 1;
     struct job_event ev;
 
     job_event_init(&ev, JOB_EV_STARTING, job->id, clock_wall_ms(),
-                   "starting with %lld rank%s on %s, attempt %lld of %lld", (long long)p->n_ranks,
-                   p->n_ranks == 1 ? "" : "s", d->node, attempt, attempts);
+                   "starting with %lld rank%s on %s, attempt %lld of %lld", (long long)p->ranks,
+                   p->ranks == 1 ? "" : "s", d->node, attempt, attempts);
     ev.attempt = attempt;
-    ev.n_ranks = p->n_ranks;
+    ev.n_ranks = p->ranks;
     memcpy(ev.node, d->node, sizeof ev.node);
     if (make_token(ev.token) < 0) {
         log_error(&d->log, "job %lld is not started: the system gives no random numbers", (long long)job->id);
@@ -137,37 +137,58 @@ static void place(struct actions *a, const struct sched_placement *p)
     journal_append(d->journal, &ev, on_placed, a);
 }
 
-struct sched_job *actions_queue(const struct actions *a, size_t *n)
+static struct sched_job sched_job_of(const struct job *job)
 {
-    const struct jobs *js = &a->daemon->jobs;
-    struct sched_job *queue = xcalloc(js->n_active + 1, sizeof *queue);
+    return (struct sched_job){
+        .id = job->id,
+        .priority = job->priority,
+        .ranks = (int32_t)job->n_ranks,
+        .min_ranks = (int32_t)job->min_ranks,
+        .max_ranks = (int32_t)job->n_ranks,
+        .submitted_ms = job->submitted_ms,
+        .queued_ms = job->submitted_ms,
+        .run_ms = -1,
+    };
+}
 
-    *n = 0;
+struct sched_plan *actions_plan(const struct actions *a)
+{
+    const struct daemon *d = a->daemon;
+    const struct jobs *js = &d->jobs;
+    struct sched_node node = {.name = d->node, .slots = (int32_t)d->options->slots, .usable = true};
+    struct sched_job *waiting = xcalloc(js->n_active + 1, sizeof *waiting);
+    struct sched_running *running = xcalloc(js->n_active + 1, sizeof *running);
+    struct sched_piece *held = xcalloc(js->n_active + 1, sizeof *held);
+    struct sched_input in = {
+        .now_ms = clock_wall_ms(), .nodes = &node, .n_nodes = 1, .waiting = waiting, .running = running};
+
     for (size_t i = 0; i < js->n_active; i++) {
         const struct job *job = js->active[i];
-        if (job->state == JOB_QUEUED)
-            queue[(*n)++] = (struct sched_job){job->id, job->priority, job->n_ranks, job->min_ranks};
+        if (job->state == JOB_QUEUED) {
+            waiting[in.n_waiting++] = sched_job_of(job);
+        } else if (job_state_holds_slots(job->state)) {
+            held[i] = (struct sched_piece){0, (int32_t)job->held_ranks};
+            running[in.n_running++] = (struct sched_running){
+                .job = sched_job_of(job), .pieces = &held[i], .n_pieces = 1, .started_ms = job->started_ms};
+        }
     }
-    if (*n)
-        qsort(queue, *n, sizeof *queue, sched_compare);
-    return queue;
+    struct sched_plan *plan = sched_plan(&in);
+    free(waiting);
+    free(running);
+    free(held);
+    return plan;
 }
 
 static void schedule(struct actions *a)
 {
     struct daemon *d = a->daemon;
-    struct sched_inventory inv = {d->options->slots, d->options->slots - d->jobs.held_ranks};
-    size_t n;
 
-    if (!d->jobs.counts[JOB_QUEUED] || inv.free <= 0)
+    if (!d->jobs.counts[JOB_QUEUED] || d->options->slots <= d->jobs.held_ranks)
         return;
-    struct sched_job *queue = actions_queue(a, &n);
-    struct sched_placement *out = xcalloc(n + 1, sizeof *out);
-    size_t n_out = sched_plan(queue, n, inv, out);
-    for (size_t i = 0; i < n_out; i++)
-        place(a, &out[i]);
-    free(out);
-    free(queue);
+    struct sched_plan *plan = actions_plan(a);
+    for (size_t i = 0; i < plan->n_starts; i++)
+        place(a, &plan->starts[i]);
+    sched_plan_free(plan);
 }
 
 void actions_wake(struct actions *a)

@@ -13,7 +13,7 @@
 #define DAEMON_ACTIONS_H
 
 #include "daemon/daemon.h"
-#include "daemon/sched_queue.h"
+#include "daemon/sched.h"
 #include "proto/progress.h"
 
 struct conn;
@@ -62,7 +62,8 @@ const cJSON *actions_latest_metrics(const struct actions *a, int64_t job);
 /* Tells rank 0 "checkpoint". False when nobody reports for the job. */
 bool actions_command(struct actions *a, int64_t job, const char *command);
 
-/* The queue in scheduling order; the caller frees it. */
-struct sched_job *actions_queue(const struct actions *a, size_t *n);
+/* What the scheduler makes of jobs and slots as they are now; nothing of it is carried out. The caller frees
+ * it with sched_plan_free(). */
+struct sched_plan *actions_plan(const struct actions *a);
 
 #endif

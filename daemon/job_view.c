@@ -5,7 +5,7 @@
 #include "daemon/actions.h"
 #include "daemon/metrics_file.h"
 #include "daemon/run_dir.h"
-#include "daemon/sched_queue.h"
+#include "daemon/sched.h"
 
 #include <math.h>
 #include <stdio.h>
@@ -121,23 +121,22 @@ cJSON *job_view_record(const struct daemon *d, const struct job *job, struct err
 static void explain_queued(const struct daemon *d, const struct job *job, char *out, size_t size)
 {
     long long slots = d->options->slots, free_slots = slots - d->jobs.held_ranks;
-    struct sched_job self = {job->id, job->priority, job->n_ranks, job->min_ranks};
-    long long want = sched_ranks(&self, slots);
-    size_t n, ahead = 0;
 
-    if (!want) {
-        snprintf(out, size, "waits in vain: it needs at least %lld slots and only %lld exist here",
-                 (long long)job->min_ranks, slots);
-        return;
-    }
     if (d->draining) {
         snprintf(out, size, "waits because the coordinator is draining: nothing starts any more");
         return;
     }
-    struct sched_job *queue = actions_queue(d->actions, &n);
-    for (size_t i = 0; i < n && queue[i].id != job->id; i++)
-        ahead += sched_ranks(&queue[i], slots) > 0;
-    free(queue);
+    struct sched_plan *plan = actions_plan(d->actions);
+    struct sched_verdict v = *sched_plan_verdict(plan, job->id);
+    long long want = v.ranks;
+    size_t ahead = v.n_before;
+
+    sched_plan_free(plan);
+    if (v.reason == SCHED_TOO_BIG) {
+        snprintf(out, size, "waits in vain: it needs at least %lld slots and only %lld exist here",
+                 (long long)job->min_ranks, slots);
+        return;
+    }
     if (ahead)
         snprintf(out, size, "waits behind %zu other job%s; it will need %lld slot%s, %lld of %lld are free",
                  ahead, ahead == 1 ? "" : "s", want, want == 1 ? "" : "s", free_slots, slots);
