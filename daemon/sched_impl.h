@@ -42,7 +42,6 @@ struct entry {
     const struct sched_job *job;
     struct sched_key key;
     const struct holder *yields; /* an extra: who yields and will wait as this */
-    bool helped;                 /* this plan has others yield for it */
     /* Once its start is decided: */
     const struct sched_piece *pieces;
     int32_t n_pieces, ranks;
@@ -128,10 +127,10 @@ const struct sched_piece *pass_place(struct pass *p, const struct gang *g, int32
 
 /* Finds the first waiting job, from yield_next on, for which others may yield, and marks those holders.
  * Returns the job's entry; NULL: there is none. */
-struct entry *yield_for_waiting(struct board *b, const struct pass *base);
+const struct entry *yield_for_waiting(struct board *b, const struct pass *base);
 
 /* Unmarks those who would yield for it. */
-void yield_undo(struct board *b, struct entry *e);
+void yield_undo(struct board *b, const struct entry *e);
 
 /* Marks those who should be grown. */
 void yield_to_grow(struct board *b, struct pass *base);

@@ -12,8 +12,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { MAX_YIELD_TRIES = 8 }; /* jobs for which victims are looked for in one plan */
-
 /* The plan and all that it points to. */
 struct owned_plan {
     struct sched_plan plan;
@@ -81,12 +79,13 @@ static void set_holders(struct board *b)
 
 static void board_set(struct board *b, const struct sched_input *in)
 {
-    *b = (struct board){.in = in, .yield_tries = MAX_YIELD_TRIES};
+    *b = (struct board){.in = in};
     ASSERT(in->n_waiting + in->n_running < INT32_MAX / 2);
     if (in->settings)
         b->set = *in->settings;
     else
         sched_settings_init(&b->set);
+    b->yield_tries = b->set.max_yield_tries;
     b->machine = machine_create(in->nodes, in->n_nodes);
     set_entries(b);
     set_holders(b);
@@ -129,6 +128,12 @@ static void settle(struct board *b, const struct pass *p)
         } else if (o->pieces) {
             r[n++] = (struct sched_reservation){e->job->id, o->start_ms, o->ranks, o->n_pieces, o->pieces};
         }
+    }
+    for (size_t x = 0; x < p->n_extras; x++) {
+        const struct outcome *o = &p->out[b->n_entries + x];
+        if (o->pieces)
+            r[n++] = (struct sched_reservation){p->extras[x].job->id, o->start_ms, o->ranks, o->n_pieces,
+                                                o->pieces};
     }
     if (n)
         qsort(r, n, sizeof *r, compare_reservations);
@@ -276,7 +281,7 @@ static struct pass run_pass(struct board *b)
 struct sched_plan *sched_plan(const struct sched_input *in)
 {
     struct board b;
-    struct entry *helped;
+    const struct entry *helped;
 
     board_set(&b, in);
     struct pass p = run_pass(&b);
@@ -291,6 +296,8 @@ struct sched_plan *sched_plan(const struct sched_input *in)
         pass_end(&p);
         p = next;
         settle(&b, &p);
+        b.yield_next = 0; /* others can be helped now, perhaps */
+        b.yield_tries++;
     }
     struct sched_plan *plan = write_plan(&b, &p);
     yield_to_grow(&b, &p);

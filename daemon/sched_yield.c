@@ -28,12 +28,11 @@ static void take_back(struct holder *h)
     h->for_job = h->resize_to = 0;
 }
 
-void yield_undo(struct board *b, struct entry *e)
+void yield_undo(struct board *b, const struct entry *e)
 {
     for (size_t i = 0; i < b->n_holders; i++)
         if (b->holders[i].decided && b->holders[i].for_job == e->job->id)
             take_back(&b->holders[i]);
-    e->helped = false;
 }
 
 /* --- candidates --- */
@@ -130,12 +129,12 @@ static bool holds_true(struct board *b, const struct pass *base, size_t job)
         if (shrinks(&p.extras[x]) && sched_key_compare(&last, &p.extras[x].key) < 0)
             last = p.extras[x].key;
     for (size_t i = stop; i < b->n_entries; i++)
-        if (b->entries[i].helped || sched_key_compare(&b->entries[i].key, &last) < 0)
+        if (base->out[i].reason == SCHED_YIELD || sched_key_compare(&b->entries[i].key, &last) < 0)
             stop = i + 1;
     pass_run(&p, stop);
     ok = starts(&p.out[job]);
     for (size_t i = 0; i < stop && ok; i++)
-        ok = !(b->entries[i].helped || (i < job && base->out[i].reason == SCHED_YIELD)) || starts(&p.out[i]);
+        ok = base->out[i].reason != SCHED_YIELD || starts(&p.out[i]);
     for (size_t x = 0; x < p.n_extras && ok; x++) {
         const struct outcome *o = &p.out[b->n_entries + x];
         ok = !shrinks(&p.extras[x]) || (starts(o) && o->ranks == p.extras[x].job->resize_to);
@@ -231,28 +230,23 @@ static bool anybody_may_yield(const struct board *b, const struct sched_job *job
     return false;
 }
 
-struct entry *yield_for_waiting(struct board *b, const struct pass *base)
+const struct entry *yield_for_waiting(struct board *b, const struct pass *base)
 {
     struct arena mem = {0};
     size_t n;
     struct holder **able = candidates(b, &mem, &n);
-    struct entry *helped = NULL;
+    const struct entry *helped = NULL;
 
     while (b->yield_next < b->n_entries && n && b->yield_tries > 0 && !helped) {
         size_t i = b->yield_next++;
         const struct outcome *o = &base->out[i];
-        if (b->entries[i].helped || (o->reason != SCHED_BUSY && o->reason != SCHED_HELD) ||
+        if ((o->reason != SCHED_BUSY && o->reason != SCHED_HELD) ||
             o->start_ms <= b->in->now_ms + b->set.restart_ms ||
             !anybody_may_yield(b, b->entries[i].job, able, n))
             continue;
         b->yield_tries--;
         if (yield_for(b, base, i, able, n))
             helped = &b->entries[i];
-    }
-    if (helped) {
-        helped->helped = true;
-        b->yield_next = 0; /* for those who could not be helped without these yields */
-        b->yield_tries++;
     }
     arena_free(&mem);
     return helped;
