@@ -34,7 +34,9 @@ static void make(struct fixture *f, void **state, uint64_t seed, int classes)
     f->momentum = fake_backend.ops->mem_alloc(&fake_backend, f->ps->n_weights * sizeof(float), NULL);
     for (size_t i = 0; i < f->ps->n_weights; i++)
         f->momentum[i] = (float)(seed * 1000 + i);
-    f->log = (struct log){open(f->log_path, O_CREAT | O_RDWR | O_TRUNC, 0600), LOG_INFO, "test"};
+    f->log = (struct log){.fd = open(f->log_path, O_CREAT | O_RDWR | O_TRUNC, 0600),
+                          .level = LOG_INFO,
+                          .component = "test"};
     checkpoint_init(&f->c, *state, 2);
     f->c.spec = f->spec;
     f->c.data_hash = "abc";
