@@ -151,7 +151,13 @@ static void explain_queued(const struct daemon *d, const struct job *job, char *
 static void explain_active(const struct daemon *d, const struct job *job, char *out, size_t size)
 {
     const struct progress *p = actions_latest(d->actions, job->id);
+    const char *room = actions_waits_for(d->actions, job->id);
     int n;
+
+    if (room) {
+        snprintf(out, size, "is about to start and waits for room on the disk: %s", room);
+        return;
+    }
 
     if (job->cancelling) {
         snprintf(out, size,

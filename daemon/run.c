@@ -99,6 +99,11 @@ void run_stop(struct run *r)
 
     if (r->stop != STOP_NONE || r->ended)
         return;
+    if (r->waits) { /* there is nothing yet that could be stopped */
+        r->waits = false;
+        run_ended(r->daemon, r->job, r->attempt, &(struct launch_exit){.known = false});
+        return;
+    }
     r->stop = STOP_ASKED;
     bool asked = actions_command(r->daemon->actions, r->job, "stop");
     if (asked)

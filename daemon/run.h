@@ -21,6 +21,8 @@ struct run {
     enum stop_phase stop;
     char stopped_for[160]; /* why we ended it, unless that was a cancellation; "" = we did not */
     bool ended;            /* its end is with the journal */
+    bool waits;            /* its start was decided; the disk has no room for its run directory yet */
+    char waits_for[256];   /* what the disk says */
     uv_timer_t escalate, limit;
     int n_handles;
 };
@@ -32,6 +34,7 @@ struct actions {
     uv_timer_t retry;  /* schedules again after the disk refused a start */
     bool dirty;        /* the scheduler has something to look at */
     int64_t n_placing; /* starts that are with the journal */
+    int launch_fault, prepared_fault, launched_fault;
 };
 
 struct run *run_create(struct actions *a, const struct job *job);
