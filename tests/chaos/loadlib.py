@@ -65,7 +65,8 @@ class Book:
 
     def failed(self, e):
         with self.lock:
-            self.failures.append(e)
+            if e not in self.failures:  # wait() gives it to everyone
+                self.failures.append(e)
             self.lock.notify_all()
 
     # --- what the watcher sees ---
@@ -202,10 +203,12 @@ class Submitter(Client):
             job = link.submit(self.load.spec(name), **({"idempotency_key": name} if self.keys else {}))
         except RpcError as e:
             assert e.code == 1005, e
+            self.book.count("refused")
             if not self.keys:
                 with self.book.lock:
                     del self.book.sent[name]  # it was not done
-            raise Gone from e
+            self.load.stopping.wait(0.05)
+            return
         self.book.acknowledge(name, job)
         self.book.count("submitted with a key" if self.keys else "submitted")
         self.pending = None

@@ -6,7 +6,7 @@ doubled by a watcher, what runs is taken up by the next daemon, and every job en
 BF_CHAOS_KILLS=1000 for a soak (50 by default), BF_CHAOS_SEED=N for another story.
 """
 import collections
-import os
+import itertools
 import random
 import re
 import subprocess
@@ -15,7 +15,8 @@ import time
 import pytest
 
 from chaoslib import KILLS, SEED
-from daemonlib import Daemon, environments, spec, wait_until
+from daemonlib import Daemon, RpcError, environments, spec, wait_until
+from disklib import SmallDisk
 from loadlib import Gone, Link, Load
 from workerlib import ENV, MPI_ENV, make_spec
 
@@ -263,6 +264,63 @@ def test_jobs_that_die_with_it(tmp_path, tell):
         none_ran_twice_at_once(killer)
         assert max(job["attempt"] for job in killer.book.jobs.values()) > 1, "nothing was ever interrupted"
     tell(killer, story)
+
+
+def test_a_disk_that_fills_up(tmp_path, tell):
+    """Full and empty by turns, with the daemon killed now and then while it is full."""
+    disk = SmallDisk(tmp_path / "disk", 64 << 10)
+    if not disk.mounted:
+        pytest.skip(f"no file system can be mounted: {disk.why}")
+    daemon = Daemon(tmp_path, behaviour="run_ms=150,steps=3,survive=1", slots=4)
+    daemon.state = disk.path / "state"
+    killer = Killer(daemon, "a disk that fills up", 30, stubborn)
+    book = killer.book
+
+    numbers = itertools.count()
+
+    def until_refused(link):
+        """The log of what is not yet in the database may have room for some more at first."""
+        while True:
+            name = f"k-more-{next(numbers)}"
+            try:
+                book.sending(name)
+                book.acknowledge(name, link.submit(stubborn(name), idempotency_key=name))
+            except RpcError as e:
+                assert e.code == 1005 and "the disk is full" in e.message, e
+                del book.sent[name]
+                return
+
+    def fill_and_free():
+        at = book.last() + killer.rng.randint(5, killer.moment)
+        assert book.wait(lambda: book.last() >= at, LIMIT), "the jobs go on"
+        disk.fill()
+        with Link(daemon.socket) as link:
+            for _ in range(3):
+                until_refused(link)
+            link.call("job.list")
+        if killer.rng.random() < 0.5:
+            daemon.process.kill()
+            killer.died("on a full disk")
+            daemon.spawn()
+            assert killer.answers()
+        disk.free()
+        killer.no_failure()
+        book.count("disk full")
+
+    def story():
+        daemon.start()
+        killer.load.start(keyed=3, plain=2)
+        for _ in range(max(10, min(KILLS // 5, 200))):
+            fill_and_free()
+        killer.daemon.kill()
+        killer.finish()
+        killer.books_agree()
+        none_ran_twice_at_once(killer)
+        assert {job["attempt"] for job in book.jobs.values()} <= {0, 1}, "a job was started again"
+    try:
+        tell(killer, story)
+    finally:
+        disk.unmount()
 
 
 def training(name):
