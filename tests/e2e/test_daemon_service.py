@@ -72,6 +72,18 @@ def test_the_service_manager_is_told(make_daemon, tmp_path, abstract):
     manager.sock.close()
 
 
+def test_trouble_with_the_disk_is_in_the_status(make_daemon, manager):
+    daemon = make_daemon(env={"NOTIFY_SOCKET": manager.name, "BATCHFORMER_FAULT": "store.commit:error"})
+    with daemon.rpc() as rpc:
+        with pytest.raises(RpcError):
+            rpc.submit()
+        manager.until(lambda m: m.get("STATUS", "").startswith("events cannot be written: "))
+        assert "committing" in rpc.call("daemon.info")["trouble"]
+        rpc.wait_state(rpc.submit(), "succeeded")
+        manager.until(lambda m: "slots in use" in m.get("STATUS", ""))
+        assert rpc.call("daemon.info")["trouble"] is None
+
+
 def test_a_start_that_fails_is_never_ready(make_daemon, manager):
     first = make_daemon()
     run = subprocess.run(first.argv(), env={**first.env, "NOTIFY_SOCKET": manager.name}, capture_output=True, text=True,
@@ -314,6 +326,6 @@ def test_the_config_file_of_the_unit_is_valid(tmp_path):
 @pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="systemd-analyze is not installed")
 def test_systemd_accepts_the_unit(tmp_path):
     copy = tmp_path / UNIT.name
-    copy.write_text(UNIT.read_text().replace("/usr/local/bin/batchformerd", str(bin_dir() / "batchformerd")))
+    copy.write_text(UNIT.read_text().replace("/usr/local/bin/batchformerd", str((bin_dir() / "batchformerd").resolve())))
     run = subprocess.run(["systemd-analyze", "verify", "--man=no", copy], capture_output=True, text=True, timeout=60)
     assert run.returncode == 0 and UNIT.name not in run.stderr, run.stderr
