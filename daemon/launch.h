@@ -51,7 +51,7 @@ struct launcher_ops {
     /* Takes over an attempt that an earlier coordinator started. If it is gone, what is left of it is ended
      * and on_exit() comes with known == false. process->pid may be 0. */
     void (*adopt)(struct launcher *l, const struct launch_request *rq, const struct job_process *process);
-    /* Looks for an attempt of which only the token is known. */
+    /* Looks for an attempt of which only the token is known, and where its run directory would be. */
     enum launch_found (*find)(struct launcher *l, const struct launch_request *rq,
                               struct job_process *process);
     /* Tells rank 0 "stop" or "checkpoint" by a way of the launcher's own; NULL when the socket is the only

@@ -55,6 +55,10 @@ static void info(struct rpc_call *call)
     cJSON_AddNumberToObject(slots, "total", (double)inventory_slots(&d->inventory));
     cJSON_AddNumberToObject(slots, "used", (double)d->jobs.held_ranks);
     cJSON_AddItemToObject(v, "stats", view_stats(d));
+    if (journal_trouble(d->journal))
+        cJSON_AddStringToObject(v, "trouble", journal_trouble(d->journal));
+    else
+        cJSON_AddNullToObject(v, "trouble");
     call->result = v;
 }
 

@@ -53,6 +53,7 @@ static const struct conf_option rows[] = {
     {"hang-ms", 0, CONF_INT, AT(hang_ms), "MS", NULL, 1000, 86400000,
      "time for an mpirun without ranks to end before SIGKILL (default: 30000)"},
     {"log-level", 0, CONF_STR, AT(log_level), "LEVEL", NULL, 0, 0, "debug, info (default), warn or error"},
+    {"log-format", 0, CONF_STR, AT(log_format), "FORMAT", NULL, 0, 0, "text (default) or json"},
     {"check", 0, CONF_FLAG, AT(check), NULL, NULL, 0, 0, "verify what is in the state directory, and exit"},
     {"help", 'h', CONF_FLAG, AT(help), NULL, NULL, 0, 0, "show this help"},
     {"version", 0, CONF_FLAG, AT(version), NULL, NULL, 0, 0, "show the version"},
@@ -63,6 +64,12 @@ void options_print_help(int fd)
 {
     dprintf(fd, "usage: batchformerd [OPTION]...\n\nCoordinator of BatchFormer training jobs.\n\n");
     conf_print_help(rows, N_ROWS, fd);
+}
+
+const struct conf_option *options_rows(size_t *n)
+{
+    *n = N_ROWS;
+    return rows;
 }
 
 void options_free(struct options *o)
@@ -153,7 +160,8 @@ static int resolve(struct options *o, struct err *e)
         o->launcher = xstrdup("mpirun");
     if (strcmp(o->launcher, "mpirun") != 0 && strcmp(o->launcher, "fake") != 0)
         return err_set_kind(e, ERR_USAGE, "--launcher: '%s' found, mpirun or fake is accepted", o->launcher);
-    if (log_level_parse(o->log_level ? o->log_level : "info", &o->level, e) < 0) {
+    if (log_level_parse(o->log_level ? o->log_level : "info", &o->level, e) < 0 ||
+        log_format_parse(o->log_format ? o->log_format : "text", &o->format, e) < 0) {
         if (e)
             e->kind = ERR_USAGE;
         return -1;
@@ -236,5 +244,7 @@ int options_read(struct options *o, int argc, char **argv, struct err *e)
         return 0;
     if (o->config && read_config(o, &defaults, argc, argv, e) < 0)
         return -1;
+    o->argc = argc;
+    o->argv = argv;
     return resolve(o, e);
 }

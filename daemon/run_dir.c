@@ -81,6 +81,8 @@ static int mark_attempt(const char *run_dir, int64_t id, int64_t attempt, int64_
     int n = snprintf(line, sizeof line, "%s%lld, attempt %lld, %lld ranks, %s\n", attempt_mark, (long long)id,
                      (long long)attempt, (long long)n_ranks, when);
     rc = fd < 0 ? err_set_errno(e, "%s", path) : fs_write_all(fd, line, (size_t)n, e);
+    if (rc < 0 && fd >= 0)
+        err_wrap(e, "%s", path);
     if (fd >= 0)
         close(fd);
     free(path);
