@@ -39,6 +39,7 @@ VENDOR_FILES = {
     "cudnn": {"worker/backend/cuda/cuda_dnn_plan.h"},
     "dnnl": {"worker/backend/cpu/dn.c"},
     "nccl.h": {"worker/comm/comm_nccl.c"},
+    "openssl": {"proto/tls.c"},
     "mpi.h": {"worker/comm/comm_mpi.c", "worker/main.c"},
     "sqlite3.h": {"daemon/store"},
     "uv.h": {"daemon/"},
