@@ -105,9 +105,9 @@ int fs_fsync_dir(const char *dir, struct err *e)
     return rc;
 }
 
-static int write_synced(const char *path, const void *data, size_t n, struct err *e)
+static int write_synced(const char *path, mode_t mode, const void *data, size_t n, struct err *e)
 {
-    int fd = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
+    int fd = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW, mode);
 
     if (fd < 0)
         return err_set_errno(e, "creating %s", path);
@@ -121,10 +121,10 @@ static int write_synced(const char *path, const void *data, size_t n, struct err
     return rc;
 }
 
-int fs_atomic_replace(const char *path, const void *data, size_t n, struct err *e)
+static int replace(const char *path, mode_t mode, const void *data, size_t n, struct err *e)
 {
     char *tmp = xasprintf("%s.tmp.%ld", path, (long)getpid());
-    int rc = write_synced(tmp, data, n, e);
+    int rc = write_synced(tmp, mode, data, n, e);
 
     if (rc == 0 && rename(tmp, path) < 0)
         rc = err_set_errno(e, "renaming %s to %s", tmp, path);
@@ -138,6 +138,16 @@ int fs_atomic_replace(const char *path, const void *data, size_t n, struct err *
     rc = fs_fsync_dir(dir, e);
     free(dir);
     return rc;
+}
+
+int fs_atomic_replace(const char *path, const void *data, size_t n, struct err *e)
+{
+    return replace(path, 0666, data, n, e);
+}
+
+int fs_atomic_replace_private(const char *path, const void *data, size_t n, struct err *e)
+{
+    return replace(path, 0600, data, n, e);
 }
 
 int fs_remove_tree(const char *path, struct err *e)

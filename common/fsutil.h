@@ -19,6 +19,9 @@ int fs_read_file(const char *path, size_t max_bytes, char **out, size_t *len, st
  * one. */
 int fs_atomic_replace(const char *path, const void *data, size_t n, struct err *e);
 
+/* The same for a file that only its owner may read. */
+int fs_atomic_replace_private(const char *path, const void *data, size_t n, struct err *e);
+
 /* fsync of a directory, so that a rename or create in it survives a crash. */
 int fs_fsync_dir(const char *dir, struct err *e);
 

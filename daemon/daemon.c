@@ -69,7 +69,7 @@ static int make_launcher(struct daemon *d, struct err *e)
                                               .listener = actions_launch_listener(d),
                                               .mpirun = o->mpirun,
                                               .worker = o->worker,
-                                              .address = o->listen.items[0],
+                                              .address = o->link_address,
                                               .hang_ms = o->hang_ms};
         d->launcher = launch_mpirun_create(&config);
     }

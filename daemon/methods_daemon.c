@@ -168,11 +168,11 @@ static void spec_estimate(struct rpc_call *call)
 }
 
 const struct rpc_method methods_daemon[] = {
-    {"daemon.info", ROLE_USER, info, ""},
-    {"daemon.drain", ROLE_ADMIN, drain, ""},
+    {"daemon.info", ROLE_VIEWER, info, ""},
+    {"daemon.drain", ROLE_OPERATOR, drain, ""},
     {"daemon.shutdown", ROLE_ADMIN, shut_down, "cancel"},
-    {"node.list", ROLE_USER, node_list, ""},
-    {"spec.validate", ROLE_USER, spec_validate, "spec"},
-    {"spec.estimate", ROLE_USER, spec_estimate, "spec ranks machine"},
+    {"node.list", ROLE_VIEWER, node_list, ""},
+    {"spec.validate", ROLE_VIEWER, spec_validate, "spec"},
+    {"spec.estimate", ROLE_VIEWER, spec_estimate, "spec ranks machine"},
     {0},
 };

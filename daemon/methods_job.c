@@ -172,7 +172,8 @@ static void list(struct rpc_call *call)
     cJSON *out = cJSON_AddArrayToObject(call->result, "jobs");
     for (size_t i = jobs_lower_bound(js, f.below); i > 0; i--) {
         const struct job *job = js->v[i - 1];
-        if ((f.state != JOB_NEW && job->state != f.state) || (f.user && strcmp(job->user, f.user) != 0))
+        if ((f.state != JOB_NEW && job->state != f.state) || (f.user && strcmp(job->user, f.user) != 0) ||
+            !rpc_may_see(call, job))
             continue;
         if (n == f.limit) {
             cJSON_AddNumberToObject(call->result, "cursor", (double)js->v[i]->id);
@@ -223,7 +224,7 @@ static void watch(struct rpc_call *call)
         !(job = rpc_param_job(call)))
         return;
     c->watch = (struct watch){
-        .active = true, .all_users = c->role == ROLE_ADMIN, .job = job ? job->id : 0, .cursor = since};
+        .active = true, .all_users = rpc_sees_all(call), .job = job ? job->id : 0, .cursor = since};
     call->result = cJSON_CreateObject();
     cJSON_AddNumberToObject(call->result, "seq", (double)last);
 }
@@ -292,11 +293,11 @@ static void checkpoint(struct rpc_call *call)
 
 const struct rpc_method methods_job[] = {
     {"job.submit", ROLE_USER, submit, "spec idempotency_key"},
-    {"job.list", ROLE_USER, list, "state user limit cursor"},
-    {"job.get", ROLE_USER, get, "id"},
-    {"job.watch", ROLE_USER, watch, "id since"},
+    {"job.list", ROLE_VIEWER, list, "state user limit cursor"},
+    {"job.get", ROLE_VIEWER, get, "id"},
+    {"job.watch", ROLE_VIEWER, watch, "id since"},
     {"job.cancel", ROLE_USER, cancel, "id"},
     {"job.checkpoint", ROLE_USER, checkpoint, "id"},
-    {"job.explain", ROLE_USER, explain, "id"},
+    {"job.explain", ROLE_VIEWER, explain, "id"},
     {0},
 };

@@ -14,7 +14,8 @@ struct address {
     char port[ADDRESS_MAX_PORT]; /* tcp: decimal, 0 to 65535 */
 };
 
-/* Takes the text apart. Errors have kind ERR_USAGE and name the text. */
+/* Takes the text apart; a path may still be too long for a socket. Errors have kind ERR_USAGE and name the
+ * text. */
 int address_parse(const char *text, struct address *out, struct err *e);
 
 /* "tcp:HOST:PORT" of a host and a port, malloc'ed; brackets where the host has colons. */

@@ -213,6 +213,19 @@ static int wait_io(struct client *c, int64_t deadline_ns)
 
 /* --- connecting --- */
 
+static int read_address(const char *text, struct address *a, struct err *e)
+{
+    size_t most = sizeof((struct sockaddr_un *)0)->sun_path - 1;
+
+    if (address_parse(text, a, e) < 0)
+        return -1;
+    if (!a->is_tcp && strlen(a->path) > most)
+        return err_set_kind(e, ERR_USAGE,
+                            "address '%s': the path has %zu bytes, a socket's may have at most %zu", text,
+                            strlen(a->path), most);
+    return 0;
+}
+
 static int connect_unix(const struct address *a)
 {
     struct sockaddr_un sa = {.sun_family = AF_UNIX};
@@ -319,7 +332,7 @@ struct client *client_connect_trusting(const char *address, const char *ca, stru
     struct address a;
 
     e = e ? e : &local;
-    if (address_parse(address, &a, e) < 0)
+    if (read_address(address, &a, e) < 0)
         return NULL;
     struct channel *channel = make_channel(&a, ca, e);
     if (!channel)
