@@ -47,10 +47,14 @@ int fs_mkdir_p(const char *path, struct err *e)
 int fs_read_file(const char *path, size_t max_bytes, char **out, size_t *len, struct err *e)
 {
     int fd = open(path, O_RDONLY | O_CLOEXEC);
+
+    return fd < 0 ? err_set_errno(e, "%s", path) : fs_read_fd(fd, path, max_bytes, out, len, e);
+}
+
+int fs_read_fd(int fd, const char *path, size_t max_bytes, char **out, size_t *len, struct err *e)
+{
     struct stat st;
 
-    if (fd < 0)
-        return err_set_errno(e, "%s", path);
     if (fstat(fd, &st) < 0 || S_ISDIR(st.st_mode)) {
         close(fd);
         return err_set(e, "%s is a directory, not a file", path);

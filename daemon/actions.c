@@ -50,12 +50,14 @@ static int start_attempt(struct daemon *d, const struct job *job, const char *di
     struct launch_request rq = {.job = job->id,
                                 .attempt = job->attempt,
                                 .n_ranks = job->held_ranks,
+                                .uid = job->uid,
                                 .run_dir = dir,
                                 .token = job->token};
+    struct run_dir_attempt at = {job->id, job->attempt, job->held_ranks, job->uid};
     char *spec = store_spec(d->store, job->id, e);
     int rc = -1;
 
-    if (spec && run_dir_prepare(dir, spec, job->id, job->attempt, job->held_ranks, e) == 0) {
+    if (spec && run_dir_prepare(dir, spec, &at, e) == 0) {
         rq.resume = job->attempt > 1 || run_dir_has_run(dir);
         rc = d->launcher->ops->start(d->launcher, &rq, process, e);
     }

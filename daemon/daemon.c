@@ -70,6 +70,7 @@ static int make_launcher(struct daemon *d, struct err *e)
                                               .mpirun = o->mpirun,
                                               .worker = o->worker,
                                               .address = o->link_address,
+                                              .guest_address = o->guest_link_address,
                                               .hang_ms = o->hang_ms};
         d->launcher = launch_mpirun_create(&config);
     }

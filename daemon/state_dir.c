@@ -20,6 +20,28 @@ static int make_private_dir(const char *path, struct err *e)
     return chmod(path, 0700) < 0 ? err_set_errno(e, "chmod of %s", path) : 0;
 }
 
+/* The database holds the tokens of attempts, and its directory may be one that others may pass through.
+ * SQLite gives the files beside it the mode that it has; those of before may have another. */
+static int make_database_private(const char *dir, struct err *e)
+{
+    static const char *const names[] = {"state.db", "state.db-wal", "state.db-shm"};
+    int rc = 0;
+
+    for (size_t i = 0; i < sizeof names / sizeof *names && rc == 0; i++) {
+        char *path = fs_join(dir, names[i]);
+        int fd = open(path, O_RDWR | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK | (i ? 0 : O_CREAT), 0600);
+        struct stat st;
+        if (fd < 0)
+            rc = errno == ENOENT ? 0 : err_set_errno(e, "%s", path);
+        else if (fstat(fd, &st) < 0 || (st.st_mode & 0077 && fchmod(fd, 0600) < 0))
+            rc = err_set_errno(e, "chmod of %s", path);
+        if (fd >= 0)
+            close(fd);
+        free(path);
+    }
+    return rc;
+}
+
 static int write_pid(int fd, const char *path, struct err *e)
 {
     char text[32];
@@ -49,6 +71,8 @@ int state_dir_lock(const char *path, struct err *e)
     }
     if (rc == 0)
         rc = write_pid(fd, lock, e);
+    if (rc == 0)
+        rc = make_database_private(path, e);
     free(lock);
     if (rc < 0 && fd >= 0)
         close(fd);

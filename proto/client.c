@@ -47,6 +47,7 @@ struct client {
     struct buf out, wire; /* what is to be said, and in the form in which it leaves */
     struct note *head, **tail;
     int n_queued;
+    bool ended; /* the peer has said that no more will come */
 };
 
 char *client_default_address(void)
@@ -171,15 +172,15 @@ static int sort_lines(struct client *c, int64_t id, cJSON **answer, struct err *
     return 0;
 }
 
-/* What came. The peer learns from what the channel has to say why it was not taken. */
+/* What came. With the peer's good-bye there may have come its last words, which are heard first. The peer
+ * learns from what the channel has to say why something was not taken. */
 static int take_bytes(struct client *c, const char *bytes, size_t n, struct err *e)
 {
     int rc = channel_take(c->channel, bytes, n, &c->frame, e);
 
-    if (rc == 0)
+    c->ended = rc > 0;
+    if (rc >= 0)
         return 1;
-    if (rc > 0)
-        return gone(e, "it closed the connection");
     flush_some(c, NULL);
     e->kind = ERR_UNREACHABLE;
     return -1;
@@ -188,6 +189,8 @@ static int take_bytes(struct client *c, const char *bytes, size_t n, struct err 
 /* Reads once without waiting. Returns 1 when something came, 0 when not, -1 when the peer is gone. */
 static int read_some(struct client *c, struct err *e)
 {
+    if (c->ended)
+        return gone(e, "it closed the connection");
     char *chunk = xmalloc(READ_BYTES);
     ssize_t n = recv(c->fd, chunk, READ_BYTES, 0);
     int rc = 0;
