@@ -7,6 +7,7 @@
  */
 #include "daemon/actions.h"
 #include "common/clock.h"
+#include "daemon/confine.h"
 #include "daemon/conn.h"
 #include "daemon/run.h"
 #include "daemon/run_dir.h"
@@ -57,7 +58,8 @@ static int start_attempt(struct daemon *d, const struct job *job, const char *di
     char *spec = store_spec(d->store, job->id, e);
     int rc = -1;
 
-    if (spec && run_dir_prepare(dir, spec, &at, e) == 0) {
+    if (spec && confine_check(d->options, job->uid, spec, e) == 0 &&
+        run_dir_prepare(dir, spec, &at, e) == 0) {
         rq.resume = job->attempt > 1 || run_dir_has_run(dir);
         rc = d->launcher->ops->start(d->launcher, &rq, process, e);
     }

@@ -24,7 +24,7 @@ struct entry {
 
 struct queue {
     struct entry *head, **tail;
-    int64_t n;
+    int64_t n, n_submissions;
 };
 
 struct journal {
@@ -49,6 +49,7 @@ static void queue_push(struct queue *q, struct entry *en)
     *q->tail = en;
     q->tail = &en->next;
     q->n++;
+    q->n_submissions += en->spec != NULL;
 }
 
 static struct entry *queue_pop(struct queue *q)
@@ -61,6 +62,7 @@ static struct entry *queue_pop(struct queue *q)
     if (!q->head)
         q->tail = &q->head;
     q->n--;
+    q->n_submissions -= en->spec != NULL;
     return en;
 }
 
@@ -140,6 +142,7 @@ static void collect(struct journal *j, struct queue *round)
             j->pending.tail = stay.tail;
         j->pending.head = stay.head;
         j->pending.n += stay.n;
+        j->pending.n_submissions += stay.n_submissions;
     }
 }
 
@@ -371,7 +374,19 @@ void journal_submit(struct journal *j, const struct job_event *ev, const char *s
     struct entry *en = append(j, ev, done, ctx);
 
     en->spec = xstrdup(spec);
+    j->pending.n_submissions++;
     en->key = key ? xstrdup(key) : NULL;
+}
+
+int64_t journal_n_submitting(const struct journal *j, int64_t uid)
+{
+    int64_t n = 0;
+
+    if (uid < 0)
+        return j->pending.n_submissions;
+    for (const struct entry *en = j->pending.head; en; en = en->next)
+        n += en->spec && en->ev.uid == uid;
+    return n;
 }
 
 int64_t journal_last_seq(const struct journal *j)

@@ -46,6 +46,9 @@ void journal_append(struct journal *j, const struct job_event *ev, journal_done_
 void journal_submit(struct journal *j, const struct job_event *ev, const char *spec, const char *key,
                     journal_done_fn *done, void *ctx);
 
+/* How many submissions of the user (-1: of all) are not durable yet. */
+int64_t journal_n_submitting(const struct journal *j, int64_t uid);
+
 /* The newest event's seq; 0 before the first. */
 int64_t journal_last_seq(const struct journal *j);
 

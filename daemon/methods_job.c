@@ -2,6 +2,7 @@
 #include "common/clock.h"
 #include "common/json.h"
 #include "daemon/actions.h"
+#include "daemon/confine.h"
 #include "daemon/conn.h"
 #include "daemon/job_view.h"
 #include "proto/jobspec.h"
@@ -55,6 +56,16 @@ static bool fits_here(struct rpc_call *call, const struct jobspec *spec)
              spec->resources.min_ranks, (long long)call->daemon->options->slots);
     fail_resource(call, "/resources/min_ranks", why);
     return false;
+}
+
+/* What this user may ask for: paths where jobs may read, and no more than his share. */
+static bool is_allowed(struct rpc_call *call, const cJSON *resolved)
+{
+    cJSON *findings = confine_find(call->daemon->options, call->conn->uid, resolved);
+
+    if (findings)
+        rpc_fail_spec(call, findings);
+    return !findings && rpc_take_submission(call, resolved);
 }
 
 static void on_submitted(void *ctx, int code, int64_t id, const char *why)
@@ -119,7 +130,7 @@ static void submit(struct rpc_call *call)
     struct jobspec *spec = xcalloc(1, sizeof *spec);
     if (jobspec_parse(doc, spec, &resolved, &errors) < 0) {
         rpc_fail_spec(call, jobspec_errors_to_json(&errors));
-    } else if (fits_here(call, spec)) {
+    } else if (fits_here(call, spec) && is_allowed(call, resolved)) {
         char *text = json_text(resolved);
         make_submitted(call, spec, &ev);
         journal_submit(call->daemon->journal, &ev, text, key, on_submitted, rpc_later(call));

@@ -358,6 +358,49 @@ void rpc_handle_too_long(struct conn *c)
     conn_send(c, rpc_error(NULL, RPC_INVALID_REQUEST, why, NULL));
 }
 
+/* Jobs of the user (-1: of all) that have not ended, those on their way to the disk among them. */
+static int64_t count_active(const struct daemon *d, int64_t uid)
+{
+    int64_t n = journal_n_submitting(d->journal, uid);
+
+    if (uid < 0)
+        return n + (int64_t)d->jobs.n_active;
+    for (size_t i = 0; i < d->jobs.n_active; i++)
+        n += d->jobs.active[i]->uid == uid;
+    return n;
+}
+
+static void fail_spec_size(struct rpc_call *call, const struct limit_hit *hit)
+{
+    cJSON *errors = cJSON_CreateArray(), *v = cJSON_CreateObject();
+
+    cJSON_AddItemToArray(errors, v);
+    cJSON_AddStringToObject(v, "pointer", "");
+    cJSON_AddStringToObject(v, "message", hit->message);
+    rpc_fail_spec(call, errors);
+}
+
+bool rpc_take_submission(struct rpc_call *call, const cJSON *resolved)
+{
+    const struct conn *c = call->conn;
+    struct limits *l = server_limits(call->daemon->server);
+    bool exempt = c->role == ROLE_ADMIN;
+    char *text = json_text(resolved);
+    struct limit_hit hit;
+
+    int rc = limits_spec_size(l, (int64_t)strlen(text), &hit);
+    free(text);
+    if (rc < 0) {
+        fail_spec_size(call, &hit);
+        return false;
+    }
+    if (limits_submission(l, c->uid, exempt, exempt ? 0 : count_active(call->daemon, c->uid),
+                          count_active(call->daemon, -1), clock_mono_ns(), &hit) == 0)
+        return true;
+    rpc_fail_limit(call, &hit);
+    return false;
+}
+
 /* --- parameters --- */
 
 static int bad_param(struct rpc_call *call, const struct err *e)

@@ -59,6 +59,10 @@ void rpc_fail_err(struct rpc_call *call, int code, const struct err *e);
 /* Error 1005 that names the limit, in its message and as data {limit, value, retry_ms?}. */
 void rpc_fail_limit(struct rpc_call *call, const struct limit_hit *hit);
 
+/* Counts a submission of a resolved spec against the caller's limits; false has set the error, 1002 for one
+ * that is too large and 1005 for one too many. */
+bool rpc_take_submission(struct rpc_call *call, const cJSON *resolved);
+
 /* Error 1002; takes ownership of the array of {pointer, message}, which is not empty. */
 void rpc_fail_spec(struct rpc_call *call, cJSON *errors);
 
