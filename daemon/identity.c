@@ -10,7 +10,9 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { ENTRY_BYTES = 16384, MAX_GROUPS = 65536, MAX_ID = 0x7ffffffe };
+enum { ENTRY_BYTES = 16384, MAX_GROUPS = 65536 };
+
+static const int64_t max_id = 0xfffffffe; /* one more stands for "no change" */
 
 void identity_name(int64_t uid, char *out, size_t size)
 {
@@ -73,7 +75,7 @@ static bool parse_id(const char *text, int64_t *id)
     if (!n || text[n] || n > 10)
         return false;
     *id = strtoll(text, NULL, 10);
-    return *id <= MAX_ID;
+    return *id <= max_id;
 }
 
 int identity_find_user(const char *text, int64_t *uid, struct err *e)

@@ -46,6 +46,10 @@ static void login(struct rpc_call *call)
 
     if (rpc_param_str(call, "token", &secret) < 0)
         return;
+    if (c->kind == CONN_GUEST) {
+        rpc_fail(call, RPC_FORBIDDEN, "this socket is for workers: people come in by another one");
+        return;
+    }
     if (c->token || c->worker_job) {
         rpc_fail(call, RPC_WRONG_STATE, "this connection is logged in already");
         return;
