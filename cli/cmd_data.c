@@ -21,7 +21,7 @@ enum { PLOT_COLUMNS = 64, PLOT_ROWS = 12 };
 static int cmd_validate(struct cli *cli, struct err *e)
 {
     struct spec_arg arg;
-    int rc = spec_arg_read(cli, &arg, e);
+    int rc = spec_arg_read_jobs(cli, &arg, e);
 
     if (rc == 0 && arg.errs.n) {
         rc = spec_arg_report(cli, &arg);
@@ -29,11 +29,14 @@ static int cmd_validate(struct cli *cli, struct err *e)
         cJSON *doc = cJSON_CreateObject();
         cJSON_AddTrueToObject(doc, "valid");
         cJSON_AddArrayToObject(doc, "errors");
-        cJSON_AddItemReferenceToObject(doc, "spec", arg.resolved);
+        cJSON_AddItemReferenceToObject(doc, arg.n_jobs > 1 ? "specs" : "spec", arg.resolved);
         output_json(doc);
         cJSON_Delete(doc);
     } else if (rc == 0) {
-        fprintf(stderr, "%s: valid\n", cli->operands[0]);
+        if (arg.n_jobs > 1)
+            fprintf(stderr, "%s: valid, a sweep of %d jobs\n", cli->operands[0], arg.n_jobs);
+        else
+            fprintf(stderr, "%s: valid\n", cli->operands[0]);
     }
     spec_arg_free(&arg);
     return rc;

@@ -1,4 +1,4 @@
-/* cmd_job - commands about jobs: submit list show watch cancel checkpoint explain. */
+/* cmd_job - commands about jobs: submit list show watch cancel pause resume requeue checkpoint explain. */
 #include "cli/connect.h"
 #include "cli/follow.h"
 #include "cli/output.h"
@@ -92,21 +92,32 @@ static int cmd_watch(struct cli *cli, struct err *e)
 
 /* --- submit --- */
 
+static void print_ids(const struct cli *cli, int64_t id, int64_t n)
+{
+    if (cli->opts.json && n == 1)
+        printf("{\"id\":%lld}\n", (long long)id);
+    for (int64_t i = 0; i < n && cli->opts.json && n > 1; i++)
+        printf("%s%lld%s", i ? "," : "{\"ids\":[", (long long)(id + i), i == n - 1 ? "]}\n" : "");
+    for (int64_t i = 0; i < n && !cli->opts.json; i++)
+        printf("%lld\n", (long long)(id + i));
+    fflush(stdout);
+}
+
 static int submit_checked(struct cli *cli, const struct spec_arg *arg, struct err *e)
 {
     char *address = cli_address(cli);
     struct client *c = connect_to(address, cli->opts.ca, e);
-    int64_t id = 0;
-    int rc = c ? submit_spec(cli, c, arg, cli->opts.idempotency_key, &id, e) : -1;
+    int64_t id = 0, n = 0;
+    int rc = c ? submit_spec(cli, c, arg, cli->opts.idempotency_key, &id, &n, e) : -1;
 
     client_close(c);
-    if (rc == 0 && cli->opts.json)
-        printf("{\"id\":%lld}\n", (long long)id);
-    else if (rc == 0)
-        printf("%lld\n", (long long)id);
-    fflush(stdout);
-    if (rc == 0 && cli->opts.watch)
-        rc = follow_and_print(cli, address, id, stderr, e);
+    if (rc == 0)
+        print_ids(cli, id, n);
+    if (rc == 0 && cli->opts.watch) /* a sweep's jobs one after the other; the worst end is the status */
+        for (int64_t i = 0; i < n && rc >= 0 && rc != EXIT_INTERRUPTED; i++) {
+            int one = follow_and_print(cli, address, id + i, stderr, e);
+            rc = one < 0 || one > rc ? one : rc;
+        }
     free(address);
     return rc;
 }
@@ -114,7 +125,7 @@ static int submit_checked(struct cli *cli, const struct spec_arg *arg, struct er
 static int cmd_submit(struct cli *cli, struct err *e)
 {
     struct spec_arg arg;
-    int rc = spec_arg_read(cli, &arg, e);
+    int rc = spec_arg_read_jobs(cli, &arg, e);
 
     if (rc == 0)
         rc = arg.errs.n ? spec_arg_report(cli, &arg) : submit_checked(cli, &arg, e);
@@ -327,6 +338,21 @@ static int cmd_cancel(struct cli *cli, struct err *e)
     return ask(cli, "job.cancel", "state", e);
 }
 
+static int cmd_pause(struct cli *cli, struct err *e)
+{
+    return ask(cli, "job.pause", "state", e);
+}
+
+static int cmd_resume(struct cli *cli, struct err *e)
+{
+    return ask(cli, "job.resume", "state", e);
+}
+
+static int cmd_requeue(struct cli *cli, struct err *e)
+{
+    return ask(cli, "job.requeue", "state", e);
+}
+
 static int cmd_checkpoint(struct cli *cli, struct err *e)
 {
     return ask(cli, "job.checkpoint", "state", e);
@@ -355,7 +381,10 @@ static const struct conf_option list_rows[] = {
 const struct cli_command cmd_job_commands[] = {
     {"submit", "SPEC", 1, 1, submit_rows, sizeof submit_rows / sizeof *submit_rows,
      "put a job in the queue and print its id",
-     "The id alone goes to standard output, once the job is safe on the coordinator's disk. Relative paths "
+     "The id alone goes to standard output, once the job is safe on the coordinator's disk; of a sweep an id "
+     "a "
+     "line.\n"
+     "Relative paths "
      "of the\n"
      "spec count from its file's directory, those given by --set from the current one. SPEC may be - for "
      "standard\n"
@@ -370,6 +399,11 @@ const struct cli_command cmd_job_commands[] = {
      "the coordinator. Interrupting leaves the job alone. With --json one event a line.",
      cmd_watch},
     {"cancel", "ID", 1, 1, NULL, 0, "stop a job", NULL, cmd_cancel},
+    {"pause", "ID", 1, 1, NULL, 0, "have a job give its slots back and wait until it is resumed",
+     "A running job writes a checkpoint first and goes on from there when it is resumed.", cmd_pause},
+    {"resume", "ID", 1, 1, NULL, 0, "put a paused job back into the queue", NULL, cmd_resume},
+    {"requeue", "ID", 1, 1, NULL, 0, "have a job wait in the queue again, running, failed or cancelled",
+     "It goes on from its newest checkpoint. A job that has ended has all its restarts again.", cmd_requeue},
     {"checkpoint", "ID", 1, 1, NULL, 0, "have a running job write a checkpoint now", NULL, cmd_checkpoint},
     {"explain", "ID", 1, 1, NULL, 0, "one sentence: why the job is where it is", NULL, cmd_explain},
     {0},

@@ -72,7 +72,8 @@ static int run_job(struct cli *cli, const struct spec_arg *arg, const char *addr
 
     if (!c)
         return -1;
-    int rc = submit_spec(cli, c, arg, NULL, &o->id, e);
+    int64_t n;
+    int rc = submit_spec(cli, c, arg, NULL, &o->id, &n, e);
     if (rc == 0) {
         find_run_dir(o, c);
         if (o->run_dir && !cli->opts.json)

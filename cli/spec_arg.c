@@ -34,6 +34,26 @@ static void make_absolute(cJSON *doc, const char *base)
     }
 }
 
+/* The same for the values that a sweep gives such a member. */
+static void make_sweep_absolute(cJSON *doc, const char *base)
+{
+    cJSON *sweep = json_find(doc, "sweep");
+
+    for (size_t i = 0; cJSON_IsObject(sweep) && i < sizeof path_keys / sizeof *path_keys; i++) {
+        char *key = xasprintf("%s.%s", path_keys[i][0], path_keys[i][1]);
+        cJSON *values = json_find(sweep, key);
+        for (int k = 0; cJSON_IsArray(values) && k < cJSON_GetArraySize(values); k++) {
+            const cJSON *v = cJSON_GetArrayItem(values, k);
+            if (!cJSON_IsString(v) || !*v->valuestring || *v->valuestring == '/')
+                continue;
+            char *full = fs_join(base, v->valuestring);
+            cJSON_ReplaceItemInArray(values, k, cJSON_CreateString(full));
+            free(full);
+        }
+        free(key);
+    }
+}
+
 /* Absolute directory of a file; malloc'ed. */
 static char *directory_of(const char *path, struct err *e)
 {
@@ -126,24 +146,59 @@ static int apply(const struct cli *cli, cJSON *doc, struct err *e)
 
     if (rc == 0) {
         make_absolute(doc, base);
+        make_sweep_absolute(doc, base);
         rc = apply_sets(cli, doc, e);
     }
-    if (rc == 0)
+    if (rc == 0) {
         make_absolute(doc, here);
+        make_sweep_absolute(doc, here);
+    }
     free(base);
     free(here);
     return rc;
 }
 
-int spec_arg_read(const struct cli *cli, struct spec_arg *arg, struct err *e)
+static int read_arg(const struct cli *cli, struct spec_arg *arg, struct err *e)
 {
     *arg = (struct spec_arg){0};
     if (read_document(cli->operands[0], arg, e) < 0 || (arg->doc && apply(cli, arg->doc, e) < 0)) {
         e->kind = e->kind == ERR_USAGE ? ERR_USAGE : ERR_SPEC;
         return -1;
     }
-    if (arg->doc)
-        jobspec_parse(arg->doc, &arg->spec, &arg->resolved, &arg->errs);
+    return 0;
+}
+
+int spec_arg_read(const struct cli *cli, struct spec_arg *arg, struct err *e)
+{
+    if (read_arg(cli, arg, e) < 0)
+        return -1;
+    if (arg->doc && jobspec_parse(arg->doc, &arg->spec, &arg->resolved, &arg->errs) == 0)
+        arg->n_jobs = 1;
+    return 0;
+}
+
+int spec_arg_read_jobs(const struct cli *cli, struct spec_arg *arg, struct err *e)
+{
+    struct jobspec_job *jobs;
+
+    if (read_arg(cli, arg, e) < 0)
+        return -1;
+    int n = arg->doc ? jobspec_parse_jobs(arg->doc, &jobs, &arg->errs) : -1;
+    if (n < 0)
+        return 0;
+    arg->n_jobs = n;
+    arg->spec = jobs[0].spec;
+    if (n == 1) {
+        arg->resolved = jobs[0].resolved;
+        jobs[0].resolved = NULL;
+    } else {
+        arg->resolved = cJSON_CreateArray();
+        for (int i = 0; i < n; i++) {
+            cJSON_AddItemToArray(arg->resolved, jobs[i].resolved);
+            jobs[i].resolved = NULL;
+        }
+    }
+    jobspec_jobs_free(jobs, n);
     return 0;
 }
 

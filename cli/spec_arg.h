@@ -8,8 +8,9 @@
 /* A spec ready to submit. */
 struct spec_arg {
     cJSON *doc;          /* as written, with --set applied and paths absolute; NULL when it is no JSON */
-    cJSON *resolved;     /* NULL when there are findings */
-    struct jobspec spec; /* undefined when there are findings */
+    cJSON *resolved;     /* NULL when there are findings; of a sweep an array */
+    struct jobspec spec; /* undefined when there are findings, and for a sweep */
+    int n_jobs;          /* that the document makes */
     struct jobspec_errors errs; /* empty when the spec is valid */
 };
 
@@ -17,6 +18,9 @@ struct spec_arg {
  * unreadable file, bad JSON, bad --set. Findings are in arg->errs. The caller frees arg after either result.
  */
 int spec_arg_read(const struct cli *cli, struct spec_arg *arg, struct err *e);
+
+/* The same for commands that take a sweep as well: several jobs in one document. */
+int spec_arg_read_jobs(const struct cli *cli, struct spec_arg *arg, struct err *e);
 void spec_arg_free(struct spec_arg *arg);
 
 /* Does train.determinism ask for the same bits on any number of ranks? `spec` may lack anything. */

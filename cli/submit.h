@@ -7,9 +7,10 @@
 
 struct client;
 
-/* Submits arg->doc; key may be NULL. Returns 0 with *id, -1 with an error, or EXIT_USAGE (> 0) after it has
+/* Submits arg->doc; key may be NULL. Returns 0 with *id, and in *n how many jobs there are, whose ids follow
+ * each other; -1 with an error, or EXIT_USAGE (> 0) after it has
  * printed the findings of a coordinator that is stricter than this program. */
 int submit_spec(struct cli *cli, struct client *c, const struct spec_arg *arg, const char *key, int64_t *id,
-                struct err *e);
+                int64_t *n, struct err *e);
 
 #endif

@@ -45,7 +45,7 @@ int err_set_errno(struct err *e, const char *fmt, ...)
     if (!e)
         return -1;
     va_start(ap, fmt);
-    err_format(e, ERR_GENERIC, fmt, ap);
+    err_format(e, saved == ENOSPC || saved == EDQUOT ? ERR_NO_SPACE : ERR_GENERIC, fmt, ap);
     va_end(ap);
     size_t n = strlen(e->msg);
     snprintf(e->msg + n, sizeof e->msg - n, ": %s", strerror(saved));

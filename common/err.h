@@ -20,6 +20,7 @@ enum err_kind {
     ERR_INTERRUPTED, /* a signal asked us to stop */
     ERR_PEER_LOST,   /* another rank is gone or silent */
     ERR_NOT_FINITE,  /* a loss or gradient is NaN or infinite */
+    ERR_NO_SPACE,    /* no room on a disk: it may work later, when there is */
 };
 
 struct err {
@@ -40,7 +41,7 @@ int err_set(struct err *e, const char *fmt, ...) __attribute__((format(printf, 2
 int err_set_kind(struct err *e, enum err_kind kind, const char *fmt, ...)
     __attribute__((format(printf, 3, 4)));
 
-/* The same, followed by ": " and strerror(errno). */
+/* err_set(), followed by ": " and strerror(errno). The kind is ERR_NO_SPACE for ENOSPC and EDQUOT. */
 int err_set_errno(struct err *e, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 
 /* Puts "prefix: " before the message that is there; keeps kind and code; returns -1. */

@@ -16,6 +16,15 @@ char *fs_join(const char *a, const char *b)
     return xasprintf("%s/%s", a, b);
 }
 
+char *fs_parent(const char *path)
+{
+    const char *slash = strrchr(path, '/');
+
+    if (!slash)
+        return xstrdup(".");
+    return xasprintf("%.*s", slash == path ? 1 : (int)(slash - path), path);
+}
+
 bool fs_exists(const char *path)
 {
     return access(path, F_OK) == 0;
@@ -137,8 +146,7 @@ static int replace(const char *path, mode_t mode, const void *data, size_t n, st
     free(tmp);
     if (rc < 0)
         return -1;
-    const char *slash = strrchr(path, '/');
-    char *dir = slash == path ? xstrdup("/") : slash ? strndup(path, (size_t)(slash - path)) : xstrdup(".");
+    char *dir = fs_parent(path);
     rc = fs_fsync_dir(dir, e);
     free(dir);
     return rc;

@@ -42,6 +42,9 @@ bool fs_exists(const char *path);
 /* "a/b", malloc'ed. */
 char *fs_join(const char *a, const char *b);
 
+/* The directory that holds `path`: "/a" of "/a/b", "/" of "/a", "." of "a"; malloc'ed. */
+char *fs_parent(const char *path);
+
 /* Directory of the running executable (for finding our other programs), malloc'ed. */
 char *fs_self_dir(void);
 

@@ -1,4 +1,4 @@
-/* actions - see actions.h. Stopping, reports and ends are in run.c.
+/* actions - see actions.h. Stopping, reports and ends are in run.c; who starts is decided by planner.c.
  *
  * At a start the order is: placement → journal "starting" (token, attempt) → durable → run directory →
  * launcher → journal "started" (process). A coordinator that dies in between leaves a "starting" without a
@@ -9,6 +9,7 @@
 #include "common/clock.h"
 #include "daemon/confine.h"
 #include "daemon/conn.h"
+#include "daemon/planner.h"
 #include "daemon/run.h"
 #include "daemon/run_dir.h"
 #include "daemon/server.h"
@@ -17,9 +18,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/random.h>
-
-enum { RETRY_MS = 1000 };
 
 /* --- starting --- */
 
@@ -87,109 +85,6 @@ static void launch(struct actions *a, const struct job *job)
     free(dir);
 }
 
-/* --- scheduling --- */
-
-static void on_retry(uv_timer_t *t)
-{
-    struct actions *a = t->data;
-
-    actions_wake(a);
-    actions_round_done(a);
-}
-
-static void on_placed(void *ctx, int code, int64_t id, const char *why)
-{
-    struct actions *a = ctx;
-
-    a->n_placing--;
-    if (!code || a->daemon->stopping)
-        return;
-    log_warn(&a->daemon->log, "job %lld is not started yet: %s", (long long)id, why);
-    uv_timer_start(&a->retry, on_retry, code == RPC_OVERLOADED ? RETRY_MS : 0, 0);
-}
-
-static int make_token(char out[JOB_TOKEN_BYTES])
-{
-    unsigned char raw[32];
-
-    if (getrandom(raw, sizeof raw, 0) != (ssize_t)sizeof raw)
-        return -1;
-    for (size_t i = 0; i < sizeof raw; i++)
-        snprintf(out + 2 * i, 3, "%02x", raw[i]);
-    return 0;
-}
-
-static void place(struct actions *a, const struct sched_placement *p)
-{
-    struct daemon *d = a->daemon;
-    const struct job *job = jobs_find(&d->jobs, p->id);
-    long long attempt = job->attempt + 1, attempts = job->max_restarts + 1;
-    struct job_event ev;
-
-    job_event_init(&ev, JOB_EV_STARTING, job->id, clock_wall_ms(),
-                   "starting with %lld rank%s on %s, attempt %lld of %lld", (long long)p->n_ranks,
-                   p->n_ranks == 1 ? "" : "s", d->node, attempt, attempts);
-    ev.attempt = attempt;
-    ev.n_ranks = p->n_ranks;
-    memcpy(ev.node, d->node, sizeof ev.node);
-    if (make_token(ev.token) < 0) {
-        log_error(&d->log, "job %lld is not started: the system gives no random numbers", (long long)job->id);
-        uv_timer_start(&a->retry, on_retry, RETRY_MS, 0);
-        return;
-    }
-    a->n_placing++;
-    journal_append(d->journal, &ev, on_placed, a);
-}
-
-struct sched_job *actions_queue(const struct actions *a, size_t *n)
-{
-    const struct jobs *js = &a->daemon->jobs;
-    struct sched_job *queue = xcalloc(js->n_active + 1, sizeof *queue);
-
-    *n = 0;
-    for (size_t i = 0; i < js->n_active; i++) {
-        const struct job *job = js->active[i];
-        if (job->state == JOB_QUEUED)
-            queue[(*n)++] = (struct sched_job){job->id, job->priority, job->n_ranks, job->min_ranks};
-    }
-    if (*n)
-        qsort(queue, *n, sizeof *queue, sched_compare);
-    return queue;
-}
-
-static void schedule(struct actions *a)
-{
-    struct daemon *d = a->daemon;
-    struct sched_inventory inv = {d->options->slots, d->options->slots - d->jobs.held_ranks};
-    size_t n;
-
-    if (!d->jobs.counts[JOB_QUEUED] || inv.free <= 0)
-        return;
-    struct sched_job *queue = actions_queue(a, &n);
-    struct sched_placement *out = xcalloc(n + 1, sizeof *out);
-    size_t n_out = sched_plan(queue, n, inv, out);
-    for (size_t i = 0; i < n_out; i++)
-        place(a, &out[i]);
-    free(out);
-    free(queue);
-}
-
-void actions_wake(struct actions *a)
-{
-    a->dirty = true;
-}
-
-void actions_round_done(struct actions *a)
-{
-    struct daemon *d = a->daemon;
-
-    /* Placements that are not durable yet are not in the inventory: look again when they are. */
-    if (!a->dirty || a->n_placing || d->draining || d->stopping)
-        return;
-    a->dirty = false;
-    schedule(a);
-}
-
 /* --- events --- */
 
 /* What the attempt that is over left as its result must not be taken for the next one's. */
@@ -203,6 +98,17 @@ static void forget_result(struct daemon *d, const struct job *job)
     free(dir);
 }
 
+static bool is_asked_to_stop(const struct job *job)
+{
+    return job->cancelling || job->state == JOB_PREEMPTING;
+}
+
+/* Who yields goes on later, so its checkpoint is worth waiting for. */
+static int64_t grace_ms(const struct daemon *d, const struct job *job)
+{
+    return job->cancelling ? d->options->stop_ms : d->options->yield_ms;
+}
+
 void actions_applied(struct actions *a, struct job *job, const struct job_event *ev)
 {
     struct run *r = run_find(a, job->id);
@@ -211,15 +117,15 @@ void actions_applied(struct actions *a, struct job *job, const struct job_event 
     if (!job_state_holds_slots(job->state)) {
         if (r)
             run_release(a, r);
-        if (ev->type == JOB_EV_RESTARTING)
+        if (job->attempt && !job_state_is_final(job->state))
             forget_result(a->daemon, job);
-        a->dirty = true;
+        planner_wake(a->planner);
     } else if (ev->type == JOB_EV_STARTING) {
-        a->dirty = true; /* what was placed together with it is in the inventory now */
+        planner_wake(a->planner); /* what was placed together with it is in the inventory now */
         if (!a->daemon->stopping)
             launch(a, job); /* else the next coordinator starts it */
-    } else if (ev->type == JOB_EV_CANCEL_REQUESTED && r) {
-        run_stop(r);
+    } else if (r && is_asked_to_stop(job)) {
+        run_stop(r, grace_ms(a->daemon, job));
     }
     daemon_check_stop(a->daemon);
 }
@@ -241,8 +147,8 @@ static void adopt(struct actions *a, const struct job *job, const struct job_pro
     log_info(&d->log, "job %lld: %s", (long long)job->id, how);
     d->launcher->ops->adopt(d->launcher, &rq, process);
     run_watch_limit(r, job);
-    if (job->cancelling)
-        run_stop(r);
+    if (is_asked_to_stop(job))
+        run_stop(r, grace_ms(d, job));
     free(dir);
 }
 
@@ -259,7 +165,7 @@ static void take_up_starting(struct actions *a, const struct job *job)
     if (found == LAUNCH_FOUND) {
         adopt(a, job, &process, "found running after a restart of the coordinator");
         tell_started(d, job, &process);
-    } else if (found == LAUNCH_ORPHANS || job->cancelling || run_dir_result(dir, &result) == 0) {
+    } else if (found == LAUNCH_ORPHANS || is_asked_to_stop(job) || run_dir_result(dir, &result) == 0) {
         adopt(a, job, &(struct job_process){0}, "ended while the coordinator was away");
     } else {
         log_info(&d->log, "job %lld: its start was decided and did not happen; starting it now",
@@ -282,8 +188,8 @@ void actions_take_up(struct actions *a)
         else
             take_up_starting(a, job);
     }
-    a->dirty = true;
-    actions_round_done(a);
+    planner_wake(a->planner);
+    planner_run(a->planner);
 }
 
 /* --- the rest --- */
@@ -293,14 +199,8 @@ struct actions *actions_create(struct daemon *d)
     struct actions *a = xcalloc(1, sizeof *a);
 
     a->daemon = d;
-    uv_timer_init(&d->loop, &a->retry);
-    a->retry.data = a;
+    a->planner = planner_create(d);
     return a;
-}
-
-static void on_closed(uv_handle_t *h)
-{
-    free(h->data);
 }
 
 void actions_destroy(struct actions *a)
@@ -309,7 +209,18 @@ void actions_destroy(struct actions *a)
         return;
     while (a->runs)
         run_release(a, a->runs);
-    uv_close((uv_handle_t *)&a->retry, on_closed);
+    planner_destroy(a->planner);
+    free(a);
+}
+
+void actions_round_done(struct actions *a)
+{
+    planner_run(a->planner);
+}
+
+struct planner *actions_planner(const struct actions *a)
+{
+    return a->planner;
 }
 
 int64_t actions_n_runs(const struct actions *a)

@@ -1,4 +1,4 @@
-/* actions - what is done about the state that jobs are in: schedule, start, stop, take up again, and draw the
+/* actions - what is done about the state that jobs are in: start, stop, take up again, and draw the
  * conclusion when an attempt has ended.
  *
  * A run is the living side of a job that holds slots: who reports for it, what it reported last, how far its
@@ -13,10 +13,10 @@
 #define DAEMON_ACTIONS_H
 
 #include "daemon/daemon.h"
-#include "daemon/sched.h"
 #include "proto/progress.h"
 
 struct conn;
+struct planner;
 
 struct actions *actions_create(struct daemon *d);
 
@@ -29,9 +29,6 @@ struct launch_listener actions_launch_listener(struct daemon *d);
 /* For the journal: an event is durable and applied; a round is over. */
 void actions_applied(struct actions *a, struct job *job, const struct job_event *ev);
 void actions_round_done(struct actions *a);
-
-/* Something that matters to the scheduler has changed. */
-void actions_wake(struct actions *a);
 
 /* Cancels everything that holds slots; for the end of the daemon. */
 void actions_cancel_all(struct actions *a, const char *why);
@@ -62,7 +59,7 @@ const cJSON *actions_latest_metrics(const struct actions *a, int64_t job);
 /* Tells rank 0 "checkpoint". False when nobody reports for the job. */
 bool actions_command(struct actions *a, int64_t job, const char *command);
 
-/* The queue in scheduling order; the caller frees it. */
-struct sched_job *actions_queue(const struct actions *a, size_t *n);
+/* Who decides what starts; borrowed. */
+struct planner *actions_planner(const struct actions *a);
 
 #endif

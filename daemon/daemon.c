@@ -17,6 +17,7 @@
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 enum { FLUSH_MS = 2000 };
@@ -44,7 +45,9 @@ static int open_store(struct daemon *d, struct err *e)
 {
     char *path = fs_join(d->options->state_dir, "state.db");
 
+    mode_t before = umask(077); /* it holds tokens */
     d->store = store_open(path, e);
+    umask(before);
     free(path);
     return d->store ? store_skip_ids(d->store, run_dir_max_id(d->options->state_dir), e) : -1;
 }
@@ -54,7 +57,12 @@ static int open_journal(struct daemon *d, struct err *e)
     struct journal_listener listener = {.ctx = d, .applied = on_applied, .round_done = on_round_done};
 
     d->journal = journal_create(&d->loop, d->store, &d->jobs, &d->log, listener, e);
-    return d->journal ? 0 : -1;
+    return d->journal
+               ? 0
+               : err_wrap(e,
+                          "%s/state.db holds what cannot be: restore it from a copy (batchformerd --check "
+                          "lists all that is wrong)",
+                          d->options->state_dir);
 }
 
 static int make_launcher(struct daemon *d, struct err *e)

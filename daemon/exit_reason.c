@@ -95,15 +95,16 @@ static void final(struct exit_verdict *v, enum job_event_type type, const char *
     snprintf(v->reason, sizeof v->reason, "%s", why);
 }
 
-/* Another attempt while there are any left. Attempts are counted from 1: max_restarts + 1 in all. */
+/* Another attempt while there are any left. Attempts are counted from 1: max_restarts + 1 in all, those that
+ * yielded not counted. */
 static void retry(const struct exit_facts *f, const char *why, struct exit_verdict *v)
 {
-    long long attempts = f->job->max_restarts + 1, next = f->job->attempt + 1;
+    long long attempts = f->job->max_restarts + 1, next = f->job->n_restarts + 2;
 
     if (next > attempts) {
         v->type = JOB_EV_FAILED;
         snprintf(v->reason, sizeof v->reason, "%s; no restart is left after attempt %lld of %lld", why,
-                 (long long)f->job->attempt, attempts);
+                 next - 1, attempts);
         return;
     }
     v->type = JOB_EV_RESTARTING;
@@ -142,6 +143,20 @@ static void decide_cancelled(const struct exit_facts *f, struct exit_verdict *v)
     int n = snprintf(v->reason, sizeof v->reason, "cancelled by %s", *user ? user : "request");
     if (f->step >= 0)
         snprintf(v->reason + n, sizeof v->reason - (size_t)n, " at step %lld", (long long)f->step);
+}
+
+/* Asked to give its slots back, it has, however it came to that. */
+static void decide_yielded(const struct exit_facts *f, struct exit_verdict *v)
+{
+    bool pause = f->job->yield_to == JOB_YIELD_PAUSE;
+    int n = snprintf(v->reason, sizeof v->reason, "%s", pause ? "paused" : "has given its ranks back");
+
+    v->type = pause ? JOB_EV_PAUSED : JOB_EV_YIELDED;
+    if (f->checkpoint_step >= 0)
+        snprintf(v->reason + n, sizeof v->reason - (size_t)n, "; it goes on from step %lld",
+                 (long long)f->checkpoint_step);
+    else
+        snprintf(v->reason + n, sizeof v->reason - (size_t)n, "; it begins anew");
 }
 
 /* Nobody has said why: the launcher's exit and what it printed. */
@@ -192,6 +207,8 @@ void exit_decide(const struct exit_facts *f, struct exit_verdict *out)
         decide_cancelled(f, out);
     else if (f->stopped_for)
         final(out, JOB_EV_FAILED, f->stopped_for);
+    else if (f->job->state == JOB_PREEMPTING && (!stated_reason(f) || peer_lost))
+        decide_yielded(f, out);
     else if (exit_parse_signal(f->launcher_log, why, sizeof why))
         retry(f, why, out);
     else if (is(f->done_status, "stopped") || (!f->status_known && is(f->result_status, "stopped")))

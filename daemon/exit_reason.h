@@ -6,6 +6,7 @@
  *
  * An error that the worker states would come again and is final. A lost rank, a killed launcher, or an end
  * that nobody saw is nobody's statement: the job restarts from its newest checkpoint while attempts are left.
+ * One that was asked to yield has yielded, unless it succeeded or stated an error.
  */
 #ifndef DAEMON_EXIT_REASON_H
 #define DAEMON_EXIT_REASON_H
@@ -14,8 +15,8 @@
 #include "daemon/job.h"
 
 struct exit_facts {
-    const struct job *job;                     /* cancelling, attempt, max_restarts, node */
-    const char *done_status, *done_reason;     /* of worker.done; NULL when it never came */
+    const struct job *job;                 /* state, yield_to, cancelling, n_restarts, max_restarts, node */
+    const char *done_status, *done_reason; /* of worker.done; NULL when it never came */
     const char *result_status, *result_reason; /* of result.json; NULL when there is none */
     bool result_peer_lost;                     /* result.json says that another rank was lost */
     bool status_known;                         /* false: it ended while nobody watched */
@@ -28,7 +29,7 @@ struct exit_facts {
 };
 
 struct exit_verdict {
-    enum job_event_type type; /* succeeded, failed, cancelled or restarting */
+    enum job_event_type type; /* succeeded, failed, cancelled, restarting, yielded or paused */
     char reason[JOB_MAX_REASON];
 };
 

@@ -27,6 +27,11 @@ static const char *const event_names[JOB_N_EVENTS] = {
     [JOB_EV_SUCCEEDED] = "succeeded",
     [JOB_EV_FAILED] = "failed",
     [JOB_EV_CANCELLED] = "cancelled",
+    [JOB_EV_YIELD_REQUESTED] = "yield_requested",
+    [JOB_EV_YIELDED] = "yielded",
+    [JOB_EV_PAUSED] = "paused",
+    [JOB_EV_RESUMED] = "resumed",
+    [JOB_EV_REQUEUED] = "requeued",
 };
 
 /* JOB_NEW (0) in a cell means "not possible": nothing leads back to new. */
@@ -40,6 +45,7 @@ static const unsigned char next[JOB_N_STATES][JOB_N_EVENTS] = {
             [JOB_EV_STARTING] = JOB_STARTING,
             [JOB_EV_CANCEL_REQUESTED] = JOB_CANCELLED,
             [JOB_EV_FAILED] = JOB_FAILED,
+            [JOB_EV_PAUSED] = JOB_PAUSED,
         },
     [JOB_STARTING] =
         {
@@ -47,6 +53,7 @@ static const unsigned char next[JOB_N_STATES][JOB_N_EVENTS] = {
             [JOB_EV_ATTACHED] = JOB_RUNNING,
             [JOB_EV_CHECKPOINTED] = JOB_STARTING,
             [JOB_EV_CANCEL_REQUESTED] = JOB_STARTING,
+            [JOB_EV_YIELD_REQUESTED] = JOB_PREEMPTING,
             [JOB_EV_RESTARTING] = JOB_QUEUED,
             [JOB_EV_SUCCEEDED] = JOB_SUCCEEDED,
             [JOB_EV_FAILED] = JOB_FAILED,
@@ -58,10 +65,38 @@ static const unsigned char next[JOB_N_STATES][JOB_N_EVENTS] = {
             [JOB_EV_ATTACHED] = JOB_RUNNING,
             [JOB_EV_CHECKPOINTED] = JOB_RUNNING,
             [JOB_EV_CANCEL_REQUESTED] = JOB_RUNNING,
+            [JOB_EV_YIELD_REQUESTED] = JOB_PREEMPTING,
             [JOB_EV_RESTARTING] = JOB_QUEUED,
             [JOB_EV_SUCCEEDED] = JOB_SUCCEEDED,
             [JOB_EV_FAILED] = JOB_FAILED,
             [JOB_EV_CANCELLED] = JOB_CANCELLED,
+        },
+    [JOB_PREEMPTING] =
+        {
+            [JOB_EV_STARTED] = JOB_PREEMPTING,
+            [JOB_EV_ATTACHED] = JOB_PREEMPTING,
+            [JOB_EV_CHECKPOINTED] = JOB_PREEMPTING,
+            [JOB_EV_CANCEL_REQUESTED] = JOB_PREEMPTING,
+            [JOB_EV_YIELD_REQUESTED] = JOB_PREEMPTING, /* to another place */
+            [JOB_EV_YIELDED] = JOB_QUEUED,
+            [JOB_EV_PAUSED] = JOB_PAUSED,
+            [JOB_EV_RESTARTING] = JOB_QUEUED,
+            [JOB_EV_SUCCEEDED] = JOB_SUCCEEDED,
+            [JOB_EV_FAILED] = JOB_FAILED,
+            [JOB_EV_CANCELLED] = JOB_CANCELLED,
+        },
+    [JOB_PAUSED] =
+        {
+            [JOB_EV_RESUMED] = JOB_QUEUED,
+            [JOB_EV_CANCEL_REQUESTED] = JOB_CANCELLED,
+        },
+    [JOB_FAILED] =
+        {
+            [JOB_EV_REQUEUED] = JOB_QUEUED,
+        },
+    [JOB_CANCELLED] =
+        {
+            [JOB_EV_REQUEUED] = JOB_QUEUED,
         },
 };
 
@@ -79,7 +114,7 @@ bool job_state_is_final(enum job_state s)
 
 bool job_state_holds_slots(enum job_state s)
 {
-    return s == JOB_STARTING || s == JOB_RUNNING;
+    return s == JOB_STARTING || s == JOB_RUNNING || s == JOB_PREEMPTING;
 }
 
 const char *job_state_name(enum job_state s)
@@ -113,48 +148,73 @@ static void apply_submitted(struct job *job, const struct job_event *ev)
         .uid = ev->uid,
         .n_ranks = ev->n_ranks,
         .min_ranks = ev->min_ranks,
+        .max_ranks = ev->max_ranks ? ev->max_ranks : ev->n_ranks,
+        .gpus_per_rank = ev->gpus_per_rank,
+        .n_nodes = ev->n_nodes,
         .max_restarts = ev->max_restarts,
         .priority = ev->priority,
         .time_limit_s = ev->time_limit_s,
+        .array = ev->array,
+        .array_index = ev->array_index,
+        .n_after = ev->n_after,
         .submitted_ms = ev->time_ms,
         .checkpoint_step = -1,
     };
+    memcpy(job->after, ev->after, sizeof job->after);
     memcpy(job->name, ev->name, sizeof job->name);
     memcpy(job->user, ev->user, sizeof job->user);
 }
 
-static void apply_starting(struct job *job, const struct job_event *ev)
+static int apply_starting(struct job *job, const struct job_event *ev, struct err *e)
 {
+    struct place place = {0};
+
+    if (!ev->place)
+        place_add(&place, ev->node, ev->n_ranks, 0);
+    else if (place_parse(&place, ev->place, e) < 0)
+        return -1;
+    place_free(&job->place);
+    job->place = place;
     job->attempt = ev->attempt;
+    job->attempt_ms = ev->time_ms;
+    job->not_before_ms = 0;
     job->held_ranks = ev->n_ranks;
     memcpy(job->node, ev->node, sizeof job->node);
     memcpy(job->token, ev->token, sizeof job->token);
+    job->resize_to = 0;
     if (!job->started_ms)
         job->started_ms = ev->time_ms;
+    return 0;
 }
 
 /* The attempt is over: it holds nothing any more. The node stays as the place where it last was. */
-static void clear_attempt(struct job *job)
+static void clear_attempt(struct job *job, int64_t now_ms)
 {
+    if (job->attempt_ms && now_ms > job->attempt_ms)
+        job->used_ms += now_ms - job->attempt_ms;
     job->held_ranks = 0;
+    job->attempt_ms = 0;
+    job->yield_to = JOB_YIELD_QUEUE;
+    place_free(&job->place);
     memset(job->token, 0, sizeof job->token);
     job->process = (struct job_process){0};
 }
 
-int job_apply(struct job *job, const struct job_event *ev, struct err *e)
+static void apply_requeued(struct job *job)
 {
-    enum job_state to = job_next(job->state, ev->type);
+    job->ended_ms = 0;
+    job->n_restarts = 0;
+    job->not_before_ms = 0;
+}
 
-    if (to == JOB_N_STATES)
-        return err_set(e, "job %lld is %s: \"%s\" is not possible there", (long long)ev->job,
-                       job_state_name(job->state), job_event_name(ev->type));
+static int apply_fields(struct job *job, const struct job_event *ev, struct err *e)
+{
     switch (ev->type) {
     case JOB_EV_SUBMITTED:
         apply_submitted(job, ev);
         break;
     case JOB_EV_STARTING:
-        apply_starting(job, ev);
-        break;
+        return apply_starting(job, ev, e);
     case JOB_EV_STARTED:
         job->process = ev->process;
         break;
@@ -165,19 +225,54 @@ int job_apply(struct job *job, const struct job_event *ev, struct err *e)
         job->cancelling = true;
         memcpy(job->cancel_user, ev->user, sizeof job->cancel_user);
         break;
+    case JOB_EV_RESTARTING:
+        job->n_restarts++;
+        job->not_before_ms = ev->not_before_ms;
+        break;
+    case JOB_EV_YIELD_REQUESTED:
+        job->yield_to = ev->yield_to == JOB_YIELD_PAUSE ? JOB_YIELD_PAUSE : JOB_YIELD_QUEUE;
+        job->resize_to = ev->resize_to;
+        break;
+    case JOB_EV_YIELDED:
+        job->n_yields++;
+        break;
+    case JOB_EV_REQUEUED:
+        apply_requeued(job);
+        break;
     default:
         break;
     }
+    return 0;
+}
+
+void job_free(struct job *job)
+{
+    place_free(&job->place);
+}
+
+int job_apply(struct job *job, const struct job_event *ev, struct err *e)
+{
+    enum job_state to = job_next(job->state, ev->type);
+
+    if (to == JOB_N_STATES)
+        return err_set(e, "job %lld is %s: \"%s\" is not possible there", (long long)ev->job,
+                       job_state_name(job->state), job_event_name(ev->type));
+    if (apply_fields(job, ev, e) < 0)
+        return -1;
     if (ev->has_progress) {
         job->has_progress = true;
         job->progress = ev->progress;
     }
     if (!job_state_holds_slots(to))
-        clear_attempt(job);
+        clear_attempt(job, ev->time_ms);
     if (job_state_is_final(to)) {
         job->ended_ms = ev->time_ms;
         job->cancelling = false;
     }
+    if (to == JOB_QUEUED && job->state != JOB_QUEUED)
+        job->queued_ms = ev->time_ms;
+    if (to == JOB_PAUSED)
+        job->resize_to = 0;
     job->state = to;
     memcpy(job->reason, ev->reason, sizeof job->reason);
     return 0;

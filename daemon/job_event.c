@@ -11,9 +11,11 @@
 #include <stdio.h>
 #include <string.h>
 
-enum field_type { FIELD_INT, FIELD_NUM, FIELD_STR };
+enum field_type { FIELD_INT, FIELD_NUM, FIELD_STR, FIELD_TEXT, FIELD_IDS };
 
 #define BIT(ev) (1u << (ev))
+#define REQUESTS                                                                                             \
+    (BIT(JOB_EV_CANCEL_REQUESTED) | BIT(JOB_EV_YIELD_REQUESTED) | BIT(JOB_EV_RESUMED) | BIT(JOB_EV_REQUEUED))
 #define OFFSET(f) offsetof(struct job_event, f), sizeof(((struct job_event *)0)->f)
 
 struct field {
@@ -26,20 +28,31 @@ struct field {
 
 static const struct field fields[] = {
     {"name", FIELD_STR, OFFSET(name), BIT(JOB_EV_SUBMITTED), false},
-    {"user", FIELD_STR, OFFSET(user), BIT(JOB_EV_SUBMITTED) | BIT(JOB_EV_CANCEL_REQUESTED), false},
+    {"user", FIELD_STR, OFFSET(user), BIT(JOB_EV_SUBMITTED) | REQUESTS, false},
     {"uid", FIELD_INT, OFFSET(uid), BIT(JOB_EV_SUBMITTED), false},
     {"ranks", FIELD_INT, OFFSET(n_ranks), BIT(JOB_EV_SUBMITTED) | BIT(JOB_EV_STARTING), false},
     {"min_ranks", FIELD_INT, OFFSET(min_ranks), BIT(JOB_EV_SUBMITTED), false},
+    {"max_ranks", FIELD_INT, OFFSET(max_ranks), BIT(JOB_EV_SUBMITTED), false},
+    {"gpus_per_rank", FIELD_INT, OFFSET(gpus_per_rank), BIT(JOB_EV_SUBMITTED), false},
+    {"nodes_wanted", FIELD_INT, OFFSET(n_nodes), BIT(JOB_EV_SUBMITTED), false},
+    {"array", FIELD_INT, OFFSET(array), BIT(JOB_EV_SUBMITTED), false},
+    {"array_index", FIELD_INT, OFFSET(array_index), BIT(JOB_EV_SUBMITTED), false},
+    {"after", FIELD_IDS, OFFSET(after), BIT(JOB_EV_SUBMITTED), false},
     {"max_restarts", FIELD_INT, OFFSET(max_restarts), BIT(JOB_EV_SUBMITTED), false},
     {"priority", FIELD_INT, OFFSET(priority), BIT(JOB_EV_SUBMITTED), false},
     {"time_limit_s", FIELD_NUM, OFFSET(time_limit_s), BIT(JOB_EV_SUBMITTED), false},
     {"attempt", FIELD_INT, OFFSET(attempt), BIT(JOB_EV_STARTING) | BIT(JOB_EV_RESTARTING), false},
     {"node", FIELD_STR, OFFSET(node), BIT(JOB_EV_STARTING), false},
+    {"place", FIELD_TEXT, OFFSET(place), BIT(JOB_EV_STARTING), false},
     {"token", FIELD_STR, OFFSET(token), BIT(JOB_EV_STARTING), true},
     {"pid", FIELD_INT, OFFSET(process.pid), BIT(JOB_EV_STARTED), false},
     {"start_ticks", FIELD_INT, OFFSET(process.start_ticks), BIT(JOB_EV_STARTED), true},
     {"boot_id", FIELD_STR, OFFSET(process.boot_id), BIT(JOB_EV_STARTED), true},
-    {"step", FIELD_INT, OFFSET(step), BIT(JOB_EV_CHECKPOINTED) | BIT(JOB_EV_RESTARTING), false},
+    {"step", FIELD_INT, OFFSET(step),
+     BIT(JOB_EV_CHECKPOINTED) | BIT(JOB_EV_RESTARTING) | BIT(JOB_EV_YIELDED) | BIT(JOB_EV_PAUSED), false},
+    {"not_before_ms", FIELD_INT, OFFSET(not_before_ms), BIT(JOB_EV_RESTARTING), false},
+    {"to_pause", FIELD_INT, OFFSET(yield_to), BIT(JOB_EV_YIELD_REQUESTED), false},
+    {"resize_to", FIELD_INT, OFFSET(resize_to), BIT(JOB_EV_YIELD_REQUESTED), false},
 };
 enum { N_FIELDS = sizeof fields / sizeof *fields };
 
@@ -54,6 +67,30 @@ void job_event_init(struct job_event *ev, enum job_event_type type, int64_t job,
     va_end(ap);
 }
 
+/* The one list: what the job waits for. */
+static void add_ids(cJSON *v, const char *name, const struct job_event *ev)
+{
+    cJSON *ids = cJSON_AddArrayToObject(v, name);
+
+    for (int64_t i = 0; i < ev->n_after; i++)
+        cJSON_AddItemToArray(ids, cJSON_CreateNumber((double)ev->after[i]));
+}
+
+static int read_ids(const cJSON *v, const char *name, struct job_event *ev, struct err *e)
+{
+    const cJSON *ids = json_find(v, name), *id;
+
+    if (!cJSON_IsArray(ids) || cJSON_GetArraySize(ids) > JOB_MAX_AFTER)
+        return err_set(e, "/%s: at most %d ids are accepted", name, JOB_MAX_AFTER);
+    cJSON_ArrayForEach(id, ids)
+    {
+        if (!cJSON_IsNumber(id))
+            return err_set(e, "/%s: something found that is no id", name);
+        ev->after[ev->n_after++] = (int64_t)id->valuedouble;
+    }
+    return 0;
+}
+
 static void add_fields(cJSON *v, const struct job_event *ev, bool with_secrets)
 {
     for (int i = 0; i < N_FIELDS; i++) {
@@ -63,9 +100,13 @@ static void add_fields(cJSON *v, const struct job_event *ev, bool with_secrets)
             continue;
         if (f->type == FIELD_STR)
             cJSON_AddStringToObject(v, f->name, p);
+        else if (f->type == FIELD_TEXT && *(const char *const *)p)
+            cJSON_AddStringToObject(v, f->name, *(const char *const *)p);
         else if (f->type == FIELD_INT)
             cJSON_AddNumberToObject(v, f->name, (double)*(const int64_t *)p);
-        else
+        else if (f->type == FIELD_IDS)
+            add_ids(v, f->name, ev);
+        else if (f->type == FIELD_NUM)
             cJSON_AddNumberToObject(v, f->name, *(const double *)p);
     }
     if (ev->has_progress)
@@ -117,10 +158,16 @@ static int read_field(const cJSON *v, const struct field *f, struct job_event *e
         return 0;
     if (f->type == FIELD_INT)
         return json_get_int(v, "", f->name, -max, max, (int64_t *)p, e);
+    if (f->type == FIELD_IDS)
+        return read_ids(v, f->name, ev, e);
     if (f->type == FIELD_NUM)
         return json_get_num(v, "", f->name, (double *)p, e);
     if (json_get_str(v, "", f->name, &s, e) < 0)
         return -1;
+    if (f->type == FIELD_TEXT) {
+        *(const char **)p = s;
+        return 0;
+    }
     snprintf(p, f->size, "%s", s);
     return 0;
 }

@@ -1,11 +1,12 @@
 /* job_view - see job_view.h. Times are milliseconds since the Unix epoch, null while they have not come. */
 #include "daemon/job_view.h"
+#include "common/clock.h"
 #include "common/fsutil.h"
 #include "common/json.h"
 #include "daemon/actions.h"
 #include "daemon/metrics_file.h"
+#include "daemon/planner.h"
 #include "daemon/run_dir.h"
-#include "daemon/sched.h"
 
 #include <math.h>
 #include <stdio.h>
@@ -40,8 +41,13 @@ cJSON *job_view_summary(const struct daemon *d, const struct job *job)
     cJSON_AddStringToObject(v, "user", job->user);
     cJSON_AddNumberToObject(v, "priority", (double)job->priority);
     cJSON_AddNumberToObject(v, "ranks", (double)job->n_ranks);
-    cJSON_AddNumberToObject(v, "attempts", (double)job->attempt);
+    cJSON_AddNumberToObject(v, "attempts", (double)(job->attempt ? job->n_restarts + 1 : 0));
     cJSON_AddNumberToObject(v, "max_attempts", (double)(job->max_restarts + 1));
+    if (job->array) {
+        cJSON *array = cJSON_AddObjectToObject(v, "array");
+        cJSON_AddNumberToObject(array, "id", (double)job->array);
+        cJSON_AddNumberToObject(array, "index", (double)job->array_index);
+    }
     add_time(v, "submitted_ms", job->submitted_ms);
     add_time(v, "started_ms", job->started_ms);
     add_time(v, "ended_ms", job->ended_ms);
@@ -108,6 +114,9 @@ cJSON *job_view_record(const struct daemon *d, const struct job *job, struct err
     cJSON *v = job_view_summary(d, job);
     cJSON_AddNumberToObject(v, "uid", (double)job->uid);
     cJSON_AddNumberToObject(v, "min_ranks", (double)job->min_ranks);
+    cJSON_AddNumberToObject(v, "max_ranks", (double)job->max_ranks);
+    cJSON_AddNumberToObject(v, "launches", (double)job->attempt);
+    cJSON_AddNumberToObject(v, "yields", (double)job->n_yields);
     cJSON_AddNumberToObject(v, "checkpoint_step", (double)job->checkpoint_step);
     cJSON_AddItemToObject(v, "allocation", view_allocation(job));
     cJSON_AddItemToObject(v, "metrics", view_metrics(d, job));
@@ -117,6 +126,25 @@ cJSON *job_view_record(const struct daemon *d, const struct job *job, struct err
 }
 
 /* --- explain --- */
+
+/* Why it is not even in the queue's order; false when it is. */
+static bool explain_held(const struct daemon *d, const struct job *job, char *out, size_t size)
+{
+    int64_t wait_ms = job->not_before_ms - clock_wall_ms();
+
+    for (int64_t i = 0; i < job->n_after; i++) {
+        const struct job *first = jobs_find(&d->jobs, job->after[i]);
+        if (first && first->state != JOB_SUCCEEDED) {
+            snprintf(out, size, "waits until job %lld has succeeded, which is %s", (long long)first->id,
+                     job_state_name(first->state));
+            return true;
+        }
+    }
+    if (wait_ms > 0)
+        snprintf(out, size, "waits %lld s more before it is started again after a fault: %.200s",
+                 (long long)(wait_ms + 999) / 1000, job->reason);
+    return wait_ms > 0;
+}
 
 static void explain_queued(const struct daemon *d, const struct job *job, char *out, size_t size)
 {
@@ -134,7 +162,9 @@ static void explain_queued(const struct daemon *d, const struct job *job, char *
         snprintf(out, size, "waits because the coordinator is draining: nothing starts any more");
         return;
     }
-    struct sched_job *queue = actions_queue(d->actions, &n);
+    if (explain_held(d, job, out, size))
+        return;
+    struct sched_job *queue = planner_queue(actions_planner(d->actions), &n);
     for (size_t i = 0; i < n && queue[i].id != job->id; i++)
         ahead += sched_ranks(&queue[i], slots) > 0;
     free(queue);
@@ -148,15 +178,29 @@ static void explain_queued(const struct daemon *d, const struct job *job, char *
         snprintf(out, size, "is next and starts in a moment");
 }
 
+static void explain_stopping(const struct daemon *d, const struct job *job, char *out, size_t size)
+{
+    const struct options *o = d->options;
+
+    if (job->cancelling)
+        snprintf(out, size,
+                 "is being stopped: cancelled by %s; its processes have %lld s before they are killed",
+                 job->cancel_user, (long long)(o->stop_ms + o->kill_ms + 999) / 1000);
+    else
+        snprintf(out, size,
+                 "writes a checkpoint and gives its %lld rank%s back within %lld s, then %s: %.200s",
+                 (long long)job->held_ranks, job->held_ranks == 1 ? "" : "s",
+                 (long long)(o->yield_ms + 999) / 1000,
+                 job->yield_to == JOB_YIELD_PAUSE ? "is paused" : "waits in the queue", job->reason);
+}
+
 static void explain_active(const struct daemon *d, const struct job *job, char *out, size_t size)
 {
     const struct progress *p = actions_latest(d->actions, job->id);
     int n;
 
-    if (job->cancelling) {
-        snprintf(out, size,
-                 "is being stopped: cancelled by %s; its processes have %lld s before they are killed",
-                 job->cancel_user, (long long)(d->options->stop_ms + d->options->kill_ms + 999) / 1000);
+    if (job->cancelling || job->state == JOB_PREEMPTING) {
+        explain_stopping(d, job, out, size);
         return;
     }
     if (job->state == JOB_STARTING || !p) {
@@ -182,7 +226,7 @@ void job_view_explain(const struct daemon *d, const struct job *job, char *out, 
     else if (job_state_holds_slots(job->state))
         explain_active(d, job, text, sizeof text);
     else
-        snprintf(text, sizeof text, "has %s: %.300s",
+        snprintf(text, sizeof text, "%s%s: %.300s", job->state == JOB_PAUSED ? "is " : "has ",
                  job->state == JOB_CANCELLED ? "been cancelled" : job_state_name(job->state), job->reason);
     snprintf(out, size, "job %lld %s", (long long)job->id, text);
 }

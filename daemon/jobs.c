@@ -6,8 +6,10 @@
 
 void jobs_free(struct jobs *js)
 {
-    for (size_t i = 0; i < js->n; i++)
+    for (size_t i = 0; i < js->n; i++) {
+        job_free(js->v[i]);
         free(js->v[i]);
+    }
     free(js->v);
     free(js->active);
     *js = (struct jobs){0};
@@ -59,6 +61,16 @@ static void remove_active(struct jobs *js, const struct job *job)
     js->n_active--;
 }
 
+/* Back into the list, in order of id. */
+static void insert_active(struct jobs *js, struct job *job)
+{
+    size_t i = lower_bound(js->active, js->n_active, job->id);
+
+    push(&js->active, &js->n_active, &js->cap_active, job);
+    memmove(js->active + i + 1, js->active + i, (js->n_active - 1 - i) * sizeof *js->active);
+    js->active[i] = job;
+}
+
 static struct job *add_job(struct jobs *js, const struct job_event *ev, struct err *e)
 {
     struct job *job = xcalloc(1, sizeof *job);
@@ -71,6 +83,7 @@ static struct job *add_job(struct jobs *js, const struct job_event *ev, struct e
         js->counts[job->state]++;
         return job;
     }
+    job_free(job);
     free(job);
     return NULL;
 }
@@ -88,7 +101,10 @@ struct job *jobs_apply(struct jobs *js, const struct job_event *ev, struct err *
     js->counts[from]--;
     js->counts[job->state]++;
     js->held_ranks += job->held_ranks - held;
-    if (job_state_is_final(job->state))
+    bool was_final = job_state_is_final(from), is_final = job_state_is_final(job->state);
+    if (is_final && !was_final)
         remove_active(js, job);
+    else if (was_final && !is_final)
+        insert_active(js, job);
     return job;
 }

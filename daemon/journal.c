@@ -13,10 +13,18 @@
 
 enum { RETRY_MS = 1000, MAX_ROUNDS = 64, MAX_ROUND_EVENTS = 1024 };
 
+struct new_job {
+    struct job_event ev;
+    char *spec;
+};
+
 struct entry {
     struct entry *next;
-    struct job_event ev;
-    char *spec, *key; /* submissions only */
+    struct job_event ev;   /* of a submission: the first job's id alone */
+    char *place;           /* what ev.place points to */
+    struct new_job *added; /* submissions only */
+    int64_t n_added;
+    char *key;
     journal_done_fn *done;
     void *ctx;
     bool known; /* a submission whose key was used before: ev.job is the job of then */
@@ -24,7 +32,8 @@ struct entry {
 
 struct queue {
     struct entry *head, **tail;
-    int64_t n, n_submissions;
+    int64_t n;           /* events */
+    int64_t n_submitted; /* jobs among them that are new */
 };
 
 struct journal {
@@ -43,13 +52,18 @@ struct journal {
     bool flushing;
 };
 
+static int64_t n_events(const struct entry *en)
+{
+    return en->added ? en->n_added : 1;
+}
+
 static void queue_push(struct queue *q, struct entry *en)
 {
     en->next = NULL;
     *q->tail = en;
     q->tail = &en->next;
-    q->n++;
-    q->n_submissions += en->spec != NULL;
+    q->n += n_events(en);
+    q->n_submitted += en->n_added;
 }
 
 static struct entry *queue_pop(struct queue *q)
@@ -61,8 +75,8 @@ static struct entry *queue_pop(struct queue *q)
     q->head = en->next;
     if (!q->head)
         q->tail = &q->head;
-    q->n--;
-    q->n_submissions -= en->spec != NULL;
+    q->n -= n_events(en);
+    q->n_submitted -= en->n_added;
     return en;
 }
 
@@ -73,7 +87,10 @@ static void queue_init(struct queue *q)
 
 static void entry_free(struct entry *en)
 {
-    free(en->spec);
+    for (int64_t i = 0; i < en->n_added; i++)
+        free(en->added[i].spec);
+    free(en->added);
+    free(en->place);
     free(en->key);
     free(en);
 }
@@ -98,9 +115,11 @@ static bool has_job(const struct queue *q, int64_t job)
 /* Is the event possible? Fills in the state that it leads to. */
 static bool check(struct journal *j, struct entry *en)
 {
-    const struct job *job = en->spec ? NULL : jobs_find(j->jobs, en->ev.job);
+    const struct job *job = en->added ? NULL : jobs_find(j->jobs, en->ev.job);
     enum job_state from = job ? job->state : JOB_NEW;
 
+    if (en->added)
+        return true;
     en->ev.state = job_next(from, en->ev.type);
     return en->ev.state != JOB_N_STATES;
 }
@@ -126,8 +145,8 @@ static void collect(struct journal *j, struct queue *round)
     queue_init(&stay);
     queue_init(round);
     for (struct entry *en; (en = queue_pop(&j->pending));) {
-        bool busy = round->n >= MAX_ROUND_EVENTS ||
-                    (!en->spec && (has_job(round, en->ev.job) || has_job(&stay, en->ev.job)));
+        bool busy = (round->n && round->n + n_events(en) > MAX_ROUND_EVENTS) ||
+                    (!en->added && (has_job(round, en->ev.job) || has_job(&stay, en->ev.job)));
         if (busy)
             queue_push(&stay, en);
         else if (!check(j, en))
@@ -142,27 +161,46 @@ static void collect(struct journal *j, struct queue *round)
             j->pending.tail = stay.tail;
         j->pending.head = stay.head;
         j->pending.n += stay.n;
-        j->pending.n_submissions += stay.n_submissions;
+        j->pending.n_submitted += stay.n_submitted;
     }
+}
+
+static int persist_event(struct journal *j, struct job_event *ev, struct err *e)
+{
+    cJSON *v = job_event_to_journal(ev);
+    char *text = json_text(v);
+    int rc = store_add_event(j->store, ev->job, ev->time_ms, text, &ev->seq, e);
+
+    free(text);
+    cJSON_Delete(v);
+    return rc;
+}
+
+static int persist_jobs(struct journal *j, struct entry *en, struct err *e)
+{
+    for (int64_t i = 0; i < en->n_added; i++) {
+        struct job_event *ev = &en->added[i].ev;
+        if (store_add_job(j->store, ev->uid, i ? NULL : en->key, en->added[i].spec, &ev->job, e) < 0)
+            return -1;
+        ev->state = JOB_QUEUED;
+        if (en->n_added > 1) {
+            ev->array = en->added[0].ev.job;
+            ev->array_index = i;
+        }
+        if (persist_event(j, ev, e) < 0)
+            return -1;
+    }
+    en->ev.job = en->added[0].ev.job;
+    return 0;
 }
 
 static int persist_entry(struct journal *j, struct entry *en, struct err *e)
 {
-    if (en->spec && en->key) {
-        int found = store_find_key(j->store, en->ev.uid, en->key, &en->ev.job, e);
-        if (found != 0) {
-            en->known = found > 0;
-            return found < 0 ? -1 : 0;
-        }
-    }
-    if (en->spec && store_add_job(j->store, en->ev.uid, en->key, en->spec, &en->ev.job, e) < 0)
-        return -1;
-    cJSON *v = job_event_to_journal(&en->ev);
-    char *text = json_text(v);
-    int rc = store_add_event(j->store, en->ev.job, en->ev.time_ms, text, &en->ev.seq, e);
-    free(text);
-    cJSON_Delete(v);
-    return rc;
+    if (!en->added)
+        return persist_event(j, &en->ev, e);
+    int found = en->key ? store_find_key(j->store, en->added[0].ev.uid, en->key, &en->ev.job, e) : 0;
+    en->known = found > 0;
+    return found ? (found < 0 ? -1 : 0) : persist_jobs(j, en, e);
 }
 
 static int persist(struct journal *j, struct queue *round, struct err *e)
@@ -179,16 +217,21 @@ static int persist(struct journal *j, struct queue *round, struct err *e)
     return store_commit(j->store, e);
 }
 
+static void apply_event(struct journal *j, const struct job_event *ev)
+{
+    struct err e = ERR_INIT;
+    struct job *job = jobs_apply(j->jobs, ev, &e);
+
+    ASSERT(job); /* checked before it was persisted */
+    j->last_seq = ev->seq;
+    j->listener.applied(j->listener.ctx, job, ev);
+}
+
 static void apply(struct journal *j, struct queue *round)
 {
     for (struct entry *en; (en = queue_pop(round));) {
-        struct err e = ERR_INIT;
-        if (!en->known) {
-            struct job *job = jobs_apply(j->jobs, &en->ev, &e);
-            ASSERT(job); /* checked before it was persisted */
-            j->last_seq = en->ev.seq;
-            j->listener.applied(j->listener.ctx, job, &en->ev);
-        }
+        for (int64_t i = 0; i < n_events(en) && !en->known; i++)
+            apply_event(j, en->added ? &en->added[i].ev : &en->ev);
         entry_done(en, 0, NULL);
     }
 }
@@ -200,7 +243,7 @@ static void fail_round(struct journal *j, struct queue *round, const struct err 
 
     queue_init(&keep);
     for (struct entry *en; (en = queue_pop(round));) {
-        if (en->spec)
+        if (en->added)
             en->ev.job = 0;
         if (en->done)
             entry_done(en, RPC_OVERLOADED, e->msg);
@@ -292,8 +335,9 @@ static int replay_event(void *ctx, int64_t seq, int64_t id, int64_t time_ms, con
     cJSON *v = json_parse(data, strlen(data), e);
     int rc = v ? job_event_from_journal(v, &ev, e) : -1;
 
+    bool applied = rc == 0 && jobs_apply(j->jobs, &ev, e);
     cJSON_Delete(v);
-    if (rc < 0 || !jobs_apply(j->jobs, &ev, e))
+    if (!applied)
         return err_wrap(e, "event %lld of job %lld in the journal", (long long)seq, (long long)id);
     j->last_seq = seq;
     return 0;
@@ -352,30 +396,30 @@ void journal_destroy(struct journal *j)
 
 /* --- appending --- */
 
-static struct entry *append(struct journal *j, const struct job_event *ev, journal_done_fn *done, void *ctx)
+void journal_append(struct journal *j, const struct job_event *ev, journal_done_fn *done, void *ctx)
 {
     struct entry *en = xcalloc(1, sizeof *en);
 
     en->ev = *ev;
+    en->ev.place = en->place = ev->place ? xstrdup(ev->place) : NULL;
     en->done = done;
     en->ctx = ctx;
     queue_push(&j->pending, en);
-    return en;
 }
 
-void journal_append(struct journal *j, const struct job_event *ev, journal_done_fn *done, void *ctx)
-{
-    append(j, ev, done, ctx);
-}
-
-void journal_submit(struct journal *j, const struct job_event *ev, const char *spec, const char *key,
+void journal_submit(struct journal *j, const struct journal_job *jobs, int64_t n, const char *key,
                     journal_done_fn *done, void *ctx)
 {
-    struct entry *en = append(j, ev, done, ctx);
+    struct entry *en = xcalloc(1, sizeof *en);
 
-    en->spec = xstrdup(spec);
-    j->pending.n_submissions++;
+    en->added = xcalloc((size_t)n, sizeof *en->added);
+    en->n_added = n;
+    for (int64_t i = 0; i < n; i++)
+        en->added[i] = (struct new_job){jobs[i].ev, xstrdup(jobs[i].spec)};
     en->key = key ? xstrdup(key) : NULL;
+    en->done = done;
+    en->ctx = ctx;
+    queue_push(&j->pending, en);
 }
 
 int64_t journal_n_submitting(const struct journal *j, int64_t uid)
@@ -383,9 +427,10 @@ int64_t journal_n_submitting(const struct journal *j, int64_t uid)
     int64_t n = 0;
 
     if (uid < 0)
-        return j->pending.n_submissions;
+        return j->pending.n_submitted;
     for (const struct entry *en = j->pending.head; en; en = en->next)
-        n += en->spec && en->ev.uid == uid;
+        if (en->n_added && en->added[0].ev.uid == uid)
+            n += en->n_added;
     return n;
 }
 

@@ -41,12 +41,18 @@ void journal_destroy(struct journal *j);
 /* Copies the event; seq and state are the journal's to fill. `done` may be NULL. */
 void journal_append(struct journal *j, const struct job_event *ev, journal_done_fn *done, void *ctx);
 
-/* A new job. `ev` is JOB_EV_SUBMITTED without a job id; copies everything. With a `key` that this user has
- * used before, nothing is added and `done` gets the job of then. */
-void journal_submit(struct journal *j, const struct job_event *ev, const char *spec, const char *key,
+/* New jobs, all or none, in one transaction: their ids follow each other, and `done` gets the first. evs are
+ * JOB_EV_SUBMITTED without a job id, each with its spec; of several the array and the index are the journal's
+ * to fill. Copies everything. With a `key` that this user has used before, nothing is added and `done` gets
+ * the (first) job of then. */
+struct journal_job {
+    struct job_event ev;
+    const char *spec;
+};
+void journal_submit(struct journal *j, const struct journal_job *jobs, int64_t n, const char *key,
                     journal_done_fn *done, void *ctx);
 
-/* How many submissions of the user (-1: of all) are not durable yet. */
+/* How many submitted jobs of the user (-1: of all) are not durable yet. */
 int64_t journal_n_submitting(const struct journal *j, int64_t uid);
 
 /* The newest event's seq; 0 before the first. */

@@ -142,31 +142,33 @@ int limits_request(struct limits *l, int64_t uid, int cost, int64_t now_ns, stru
     return -1;
 }
 
-static int too_many_jobs(struct limit_hit *hit, const char *option, int64_t most, const char *whose)
+static int too_many_jobs(struct limit_hit *hit, const char *option, int64_t most, int64_t now,
+                         const char *whose)
 {
     *hit = (struct limit_hit){.option = option, .value = most};
     snprintf(hit->message, sizeof hit->message,
-             "too many jobs%s%s: %lld have not ended, and no more are accepted (--%s)", *whose ? " of " : "",
-             whose, (long long)most, option);
+             "too many jobs%s%s: %lld have not ended, and at most %lld are accepted (--%s)",
+             *whose ? " of " : "", whose, (long long)now, (long long)most, option);
     return -1;
 }
 
-int limits_submission(struct limits *l, int64_t uid, bool exempt, int64_t n_user, int64_t n_all,
-                      int64_t now_ns, struct limit_hit *hit)
+int limits_submission(struct limits *l, int64_t uid, const struct limits_jobs *jobs, int64_t now_ns,
+                      struct limit_hit *hit)
 {
     const struct options *o = l->options;
     int64_t wait_ms;
     char name[64];
 
-    if (n_all >= o->max_jobs)
-        return too_many_jobs(hit, "max-jobs", o->max_jobs, "");
-    if (exempt)
+    if (jobs->n_all + jobs->n_new > o->max_jobs)
+        return too_many_jobs(hit, "max-jobs", o->max_jobs, jobs->n_all, "");
+    if (jobs->exempt)
         return 0;
-    if (n_user >= o->max_user_jobs)
-        return too_many_jobs(hit, "max-user-jobs", o->max_user_jobs, who(uid, name, sizeof name));
+    if (jobs->n_user + jobs->n_new > o->max_user_jobs)
+        return too_many_jobs(hit, "max-user-jobs", o->max_user_jobs, jobs->n_user,
+                             who(uid, name, sizeof name));
     struct user *u = find_or_add(l, uid, now_ns);
-    if (bucket_take(&u->submissions, (double)o->user_submits_per_s, (double)o->user_submit_burst, 1, now_ns,
-                    &wait_ms))
+    if (bucket_take(&u->submissions, (double)o->user_submits_per_s, (double)o->user_submit_burst,
+                    (double)jobs->n_new, now_ns, &wait_ms))
         return 0;
     *hit = (struct limit_hit){.option = "user-submits-per-s",
                               .value = o->user_submits_per_s,

@@ -51,10 +51,15 @@ void limits_remove_client(struct limits *l, int64_t uid);
 /* A request that weighs as much as `cost` plain ones, at now_ns. -1 when there are too many. */
 int limits_request(struct limits *l, int64_t uid, int cost, int64_t now_ns, struct limit_hit *hit);
 
-/* A submission, when the user has n_user of n_all jobs that have not ended. -1 when there are too many, of
- * submissions or of jobs. `exempt`: only the number of all jobs counts. */
-int limits_submission(struct limits *l, int64_t uid, bool exempt, int64_t n_user, int64_t n_all,
-                      int64_t now_ns, struct limit_hit *hit);
+/* Jobs that are submitted together, and those there are that have not ended. */
+struct limits_jobs {
+    int64_t n_new, n_user, n_all;
+    bool exempt; /* only the number of all jobs counts */
+};
+
+/* A submission. -1 when there are too many, of submissions or of jobs: none of these is counted then. */
+int limits_submission(struct limits *l, int64_t uid, const struct limits_jobs *jobs, int64_t now_ns,
+                      struct limit_hit *hit);
 
 /* A spec of so many bytes. */
 int limits_spec_size(const struct limits *l, int64_t n_bytes, struct limit_hit *hit);

@@ -1,4 +1,5 @@
 /* main - batchformerd: options, then the daemon; the only place that exits. */
+#include "daemon/check.h"
 #include "daemon/daemon.h"
 
 #include <stdio.h>
@@ -16,9 +17,11 @@ int main(int argc, char **argv)
         options_print_help(STDOUT_FILENO);
     else if (o.version)
         printf("batchformerd %s\n", BF_VERSION);
+    else if (o.check)
+        status = check_state(o.state_dir, stdout, &e) == 0 ? 0 : 1;
     else if (daemon_run(&o, &e) < 0)
         status = e.kind == ERR_USAGE ? 2 : 1;
-    if (status)
+    if (*e.msg)
         fprintf(stderr, "batchformerd: %s\n", e.msg);
     options_free(&o);
     return status;

@@ -68,8 +68,7 @@ static void drain(struct rpc_call *call)
     d->draining = true;
     call->result = cJSON_CreateObject();
     cJSON_AddTrueToObject(call->result, "draining");
-    cJSON_AddNumberToObject(call->result, "running",
-                            (double)(d->jobs.counts[JOB_STARTING] + d->jobs.counts[JOB_RUNNING]));
+    cJSON_AddNumberToObject(call->result, "running", (double)actions_n_runs(d->actions));
 }
 
 static void shut_down(struct rpc_call *call)
@@ -113,21 +112,22 @@ static void spec_validate(struct rpc_call *call)
 {
     const cJSON *doc = json_find(call->params, "spec");
     struct jobspec_errors errors = {0};
-    struct jobspec *spec;
-    cJSON *resolved = NULL;
+    struct jobspec_job *jobs;
 
     if (!doc) {
         rpc_fail(call, RPC_INVALID_PARAMS, "/params/spec: nothing found, a job spec is accepted");
         return;
     }
-    spec = xcalloc(1, sizeof *spec);
-    bool valid = jobspec_parse(doc, spec, &resolved, &errors) == 0;
+    int n = jobspec_parse_jobs(doc, &jobs, &errors);
     call->result = cJSON_CreateObject();
     cJSON_AddItemToObject(call->result, "errors", jobspec_errors_to_json(&errors));
-    if (valid)
-        cJSON_AddItemToObject(call->result, "resolved", resolved);
+    if (n == 1)
+        cJSON_AddItemToObject(call->result, "resolved", cJSON_Duplicate(jobs[0].resolved, true));
+    else if (n > 1)
+        cJSON_AddNumberToObject(call->result, "jobs", n);
+    if (n > 0)
+        jobspec_jobs_free(jobs, n);
     jobspec_errors_free(&errors);
-    free(spec);
 }
 
 static void estimate_spec(struct rpc_call *call, const struct jobspec *spec)

@@ -1,4 +1,4 @@
-/* methods_job - job.submit, list, get, watch, cancel, checkpoint, explain. */
+/* methods_job - job.submit, list, get, watch, explain. */
 #include "common/clock.h"
 #include "common/json.h"
 #include "daemon/actions.h"
@@ -7,7 +7,6 @@
 #include "daemon/job_view.h"
 #include "proto/jobspec.h"
 
-#include <pwd.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -15,17 +14,6 @@
 enum { MAX_KEY_BYTES = 200, DEFAULT_LIST = 100, MAX_LIST = 500 };
 
 /* --- submit --- */
-
-static void user_name(int64_t uid, char *out, size_t size)
-{
-    struct passwd pw, *found = NULL;
-    char buf[4096];
-
-    if (getpwuid_r((uid_t)uid, &pw, buf, sizeof buf, &found) == 0 && found)
-        snprintf(out, size, "%s", found->pw_name);
-    else
-        snprintf(out, size, "%lld", (long long)uid);
-}
 
 static void fail_resource(struct rpc_call *call, const char *pointer, const char *why)
 {
@@ -58,18 +46,43 @@ static bool fits_here(struct rpc_call *call, const struct jobspec *spec)
     return false;
 }
 
-/* What this user may ask for: paths where jobs may read, and no more than his share. */
-static bool is_allowed(struct rpc_call *call, const cJSON *resolved)
+/* What the job is to come after exists, and is the caller's to know of. */
+static bool may_follow(struct rpc_call *call, const struct jobspec *spec)
 {
-    cJSON *findings = confine_find(call->daemon->options, call->conn->uid, resolved);
+    char pointer[64], why[128];
 
-    if (findings)
-        rpc_fail_spec(call, findings);
-    return !findings && rpc_take_submission(call, resolved);
+    for (int i = 0; i < spec->scheduling.n_after; i++) {
+        long long id = spec->scheduling.after[i];
+        const struct job *first = jobs_find(&call->daemon->jobs, id);
+        if (first && rpc_may_touch(call, first))
+            continue;
+        snprintf(pointer, sizeof pointer, "/scheduling/after/%d", i);
+        snprintf(why, sizeof why, "%lld found, the id of a job of yours is accepted", id);
+        fail_resource(call, pointer, why);
+        return false;
+    }
+    return true;
 }
 
+/* Are all paths where jobs of this user may read? */
+static bool may_read(struct rpc_call *call, const struct jobspec_job *jobs, int n)
+{
+    for (int i = 0; i < n; i++) {
+        cJSON *findings = confine_find(call->daemon->options, call->conn->uid, jobs[i].resolved);
+        if (!findings)
+            continue;
+        rpc_fail_spec(call, findings);
+        return false;
+    }
+    return true;
+}
+
+/* An array's ids follow each other; the answer to a key that was used before is made from the jobs of then.
+ */
 static void on_submitted(void *ctx, int code, int64_t id, const char *why)
 {
+    const struct jobs *js = &rpc_later_daemon(ctx)->jobs;
+    const struct job *job;
     cJSON *result;
 
     if (code) {
@@ -78,6 +91,11 @@ static void on_submitted(void *ctx, int code, int64_t id, const char *why)
     }
     result = cJSON_CreateObject();
     cJSON_AddNumberToObject(result, "id", (double)id);
+    if ((job = jobs_find(js, id)) && job->array) {
+        cJSON *ids = cJSON_AddArrayToObject(result, "ids");
+        for (int64_t i = id; (job = jobs_find(js, i)) && job->array == id; i++)
+            cJSON_AddItemToArray(ids, cJSON_CreateNumber((double)i));
+    }
     rpc_later_result(ctx, result);
 }
 
@@ -85,16 +103,21 @@ static void make_submitted(struct rpc_call *call, const struct jobspec *spec, st
 {
     char user[JOB_MAX_USER];
 
-    user_name(call->conn->uid, user, sizeof user);
+    rpc_caller_name(call, user, sizeof user);
     job_event_init(ev, JOB_EV_SUBMITTED, 0, clock_wall_ms(), "submitted by %s", user);
     memcpy(ev->user, user, sizeof ev->user);
     snprintf(ev->name, sizeof ev->name, "%s", spec->name);
     ev->uid = call->conn->uid;
     ev->n_ranks = spec->resources.ranks;
     ev->min_ranks = spec->resources.min_ranks;
+    ev->max_ranks = spec->resources.max_ranks;
+    ev->gpus_per_rank = spec->resources.gpus_per_rank;
+    ev->n_nodes = spec->resources.nodes;
     ev->max_restarts = spec->scheduling.max_restarts;
     ev->priority = spec->scheduling.priority;
     ev->time_limit_s = spec->scheduling.time_limit_s;
+    ev->n_after = spec->scheduling.n_after;
+    memcpy(ev->after, spec->scheduling.after, sizeof ev->after);
 }
 
 static int read_key(struct rpc_call *call, const char **key)
@@ -109,13 +132,39 @@ static int read_key(struct rpc_call *call, const char **key)
     return 0;
 }
 
+static void submit_jobs(struct rpc_call *call, const struct jobspec_job *jobs, int n, const char *key)
+{
+    struct journal_job *out;
+    size_t n_bytes = 0;
+    char **texts;
+
+    for (int i = 0; i < n; i++)
+        if (!fits_here(call, &jobs[i].spec) || !may_follow(call, &jobs[i].spec))
+            return;
+    if (!may_read(call, jobs, n))
+        return;
+    out = xcalloc((size_t)n, sizeof *out);
+    texts = xcalloc((size_t)n, sizeof *texts);
+    for (int i = 0; i < n; i++) {
+        texts[i] = json_text(jobs[i].resolved);
+        out[i].spec = texts[i];
+        n_bytes = strlen(texts[i]) > n_bytes ? strlen(texts[i]) : n_bytes;
+        make_submitted(call, &jobs[i].spec, &out[i].ev);
+    }
+    if (rpc_take_submission(call, n, (int64_t)n_bytes))
+        journal_submit(call->daemon->journal, out, n, key, on_submitted, rpc_later(call));
+    for (int i = 0; i < n; i++)
+        free(texts[i]);
+    free(texts);
+    free(out);
+}
+
 static void submit(struct rpc_call *call)
 {
     const cJSON *doc = json_find(call->params, "spec");
     struct jobspec_errors errors = {0};
-    struct job_event ev;
+    struct jobspec_job *jobs;
     const char *key = NULL;
-    cJSON *resolved = NULL;
 
     if (call->daemon->draining || call->daemon->stopping) {
         rpc_fail(call, RPC_OVERLOADED, "the coordinator is draining: it takes no new jobs");
@@ -127,18 +176,14 @@ static void submit(struct rpc_call *call)
     }
     if (read_key(call, &key) < 0)
         return;
-    struct jobspec *spec = xcalloc(1, sizeof *spec);
-    if (jobspec_parse(doc, spec, &resolved, &errors) < 0) {
+    int n = jobspec_parse_jobs(doc, &jobs, &errors);
+    if (n < 0) {
         rpc_fail_spec(call, jobspec_errors_to_json(&errors));
-    } else if (fits_here(call, spec) && is_allowed(call, resolved)) {
-        char *text = json_text(resolved);
-        make_submitted(call, spec, &ev);
-        journal_submit(call->daemon->journal, &ev, text, key, on_submitted, rpc_later(call));
-        free(text);
+    } else {
+        submit_jobs(call, jobs, n, key);
+        jobspec_jobs_free(jobs, n);
     }
     jobspec_errors_free(&errors);
-    cJSON_Delete(resolved);
-    free(spec);
 }
 
 /* --- list, get, explain --- */
@@ -240,75 +285,11 @@ static void watch(struct rpc_call *call)
     cJSON_AddNumberToObject(call->result, "seq", (double)last);
 }
 
-/* --- cancel, checkpoint --- */
-
-static cJSON *view_state(const struct job *job)
-{
-    cJSON *v = cJSON_CreateObject();
-
-    cJSON_AddNumberToObject(v, "id", (double)job->id);
-    cJSON_AddStringToObject(v, "state", job_state_name(job->state));
-    cJSON_AddBoolToObject(v, "cancelling", job->cancelling);
-    return v;
-}
-
-static void on_cancelled(void *ctx, int code, int64_t id, const char *why)
-{
-    if (code)
-        rpc_later_error(ctx, code, why);
-    else
-        rpc_later_result(ctx, view_state(jobs_find(&rpc_later_daemon(ctx)->jobs, id)));
-}
-
-static void cancel(struct rpc_call *call)
-{
-    const struct job *job = rpc_param_job(call);
-    char user[JOB_MAX_USER];
-    struct job_event ev;
-
-    if (!job)
-        return;
-    if (job_state_is_final(job->state)) {
-        rpc_fail(call, RPC_WRONG_STATE, "job %lld has ended already: %s", (long long)job->id,
-                 job_state_name(job->state));
-        return;
-    }
-    if (job->cancelling) {
-        call->result = view_state(job);
-        return;
-    }
-    user_name(call->conn->uid, user, sizeof user);
-    job_event_init(&ev, JOB_EV_CANCEL_REQUESTED, job->id, clock_wall_ms(),
-                   job->state == JOB_QUEUED ? "cancelled by %s while it waited"
-                                            : "cancellation requested by %s",
-                   user);
-    memcpy(ev.user, user, sizeof ev.user);
-    journal_append(call->daemon->journal, &ev, on_cancelled, rpc_later(call));
-}
-
-static void checkpoint(struct rpc_call *call)
-{
-    const struct job *job = rpc_param_job(call);
-
-    if (!job)
-        return;
-    if (job->state != JOB_RUNNING)
-        rpc_fail(call, RPC_WRONG_STATE, "job %lld is %s: only a running job can write a checkpoint",
-                 (long long)job->id, job_state_name(job->state));
-    else if (!actions_command(call->daemon->actions, job->id, "checkpoint"))
-        rpc_fail(call, RPC_WRONG_STATE, "job %lld: rank 0 is not connected at the moment; try again",
-                 (long long)job->id);
-    else
-        call->result = view_state(job);
-}
-
 const struct rpc_method methods_job[] = {
     {"job.submit", ROLE_USER, submit, "spec idempotency_key"},
     {"job.list", ROLE_VIEWER, list, "state user limit cursor"},
     {"job.get", ROLE_VIEWER, get, "id"},
     {"job.watch", ROLE_VIEWER, watch, "id since"},
-    {"job.cancel", ROLE_USER, cancel, "id"},
-    {"job.checkpoint", ROLE_USER, checkpoint, "id"},
     {"job.explain", ROLE_VIEWER, explain, "id"},
     {0},
 };

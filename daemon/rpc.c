@@ -10,6 +10,7 @@
 #include "common/json.h"
 #include "daemon/conn.h"
 #include "daemon/daemon.h"
+#include "daemon/identity.h"
 #include "daemon/limits.h"
 #include "daemon/server.h"
 
@@ -32,8 +33,8 @@ struct rpc_later {
     cJSON *id; /* NULL for a notification: nobody waits */
 };
 
-static const struct rpc_method *const families[] = {methods_daemon, methods_job, methods_data, methods_worker,
-                                                    methods_auth};
+static const struct rpc_method *const families[] = {methods_daemon, methods_job,    methods_steer,
+                                                    methods_data,   methods_worker, methods_auth};
 enum { N_FAMILIES = sizeof families / sizeof *families };
 
 /* Methods that read files are as much work as so many plain requests. */
@@ -380,22 +381,20 @@ static void fail_spec_size(struct rpc_call *call, const struct limit_hit *hit)
     rpc_fail_spec(call, errors);
 }
 
-bool rpc_take_submission(struct rpc_call *call, const cJSON *resolved)
+bool rpc_take_submission(struct rpc_call *call, int64_t n_jobs, int64_t n_bytes)
 {
     const struct conn *c = call->conn;
     struct limits *l = server_limits(call->daemon->server);
-    bool exempt = c->role == ROLE_ADMIN;
-    char *text = json_text(resolved);
+    struct limits_jobs jobs = {.exempt = c->role == ROLE_ADMIN, .n_new = n_jobs};
     struct limit_hit hit;
 
-    int rc = limits_spec_size(l, (int64_t)strlen(text), &hit);
-    free(text);
-    if (rc < 0) {
+    if (limits_spec_size(l, n_bytes, &hit) < 0) {
         fail_spec_size(call, &hit);
         return false;
     }
-    if (limits_submission(l, c->uid, exempt, exempt ? 0 : count_active(call->daemon, c->uid),
-                          count_active(call->daemon, -1), clock_mono_ns(), &hit) == 0)
+    jobs.n_all = count_active(call->daemon, -1);
+    jobs.n_user = jobs.exempt ? 0 : count_active(call->daemon, c->uid);
+    if (limits_submission(l, c->uid, &jobs, clock_mono_ns(), &hit) == 0)
         return true;
     rpc_fail_limit(call, &hit);
     return false;
@@ -452,6 +451,11 @@ bool rpc_sees_all(const struct rpc_call *call)
 bool rpc_may_see(const struct rpc_call *call, const struct job *job)
 {
     return rpc_sees_all(call) || call->conn->uid == job->uid;
+}
+
+void rpc_caller_name(const struct rpc_call *call, char *out, size_t size)
+{
+    identity_name(call->conn->uid, out, size);
 }
 
 bool rpc_may_touch(const struct rpc_call *call, const struct job *job)

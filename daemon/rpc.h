@@ -43,8 +43,8 @@ struct rpc_method {
 };
 
 /* The families' tables, ended by a row without a name. */
-extern const struct rpc_method methods_daemon[], methods_job[], methods_data[], methods_worker[],
-    methods_auth[];
+extern const struct rpc_method methods_daemon[], methods_job[], methods_steer[], methods_data[],
+    methods_worker[], methods_auth[];
 
 /* Takes one line apart and answers it. */
 void rpc_handle_line(struct conn *c, const char *line, size_t len);
@@ -59,9 +59,9 @@ void rpc_fail_err(struct rpc_call *call, int code, const struct err *e);
 /* Error 1005 that names the limit, in its message and as data {limit, value, retry_ms?}. */
 void rpc_fail_limit(struct rpc_call *call, const struct limit_hit *hit);
 
-/* Counts a submission of a resolved spec against the caller's limits; false has set the error, 1002 for one
- * that is too large and 1005 for one too many. */
-bool rpc_take_submission(struct rpc_call *call, const cJSON *resolved);
+/* Counts n submitted jobs, whose resolved specs have at most n_bytes, against the caller's limits; false has
+ * set the error, 1002 for one that is too large and 1005 for one too many. */
+bool rpc_take_submission(struct rpc_call *call, int64_t n_jobs, int64_t n_bytes);
 
 /* Error 1002; takes ownership of the array of {pointer, message}, which is not empty. */
 void rpc_fail_spec(struct rpc_call *call, cJSON *errors);
@@ -82,6 +82,9 @@ int rpc_param_bool(struct rpc_call *call, const char *name, bool *out);
 /* The job that parameter "id" names, if the caller may see it, and touch it where the method's role is above
  * ROLE_VIEWER; NULL has set the error. */
 struct job *rpc_param_job(struct rpc_call *call);
+
+/* The caller's user name, or number where it has none. */
+void rpc_caller_name(const struct rpc_call *call, char *out, size_t size);
 
 /* May the caller see into this job, change it, see those of every user? */
 bool rpc_may_see(const struct rpc_call *call, const struct job *job);

@@ -93,18 +93,23 @@ static void on_escalate(uv_timer_t *t)
     }
 }
 
-void run_stop(struct run *r)
+void run_stop(struct run *r, int64_t grace_ms)
 {
     const struct options *o = r->daemon->options;
 
-    if (r->stop != STOP_NONE || r->ended)
+    if (r->ended || r->stop > STOP_ASKED)
         return;
+    if (r->stop == STOP_ASKED) {
+        if (uv_timer_get_due_in(&r->escalate) > (uint64_t)grace_ms)
+            uv_timer_start(&r->escalate, on_escalate, (uint64_t)grace_ms, 0);
+        return;
+    }
     r->stop = STOP_ASKED;
     bool asked = actions_command(r->daemon->actions, r->job, "stop");
     if (asked)
         log_info(&r->daemon->log, "job %lld: asked to stop; SIGTERM in %lld ms, SIGKILL %lld ms after that",
-                 (long long)r->job, (long long)o->stop_ms, (long long)o->kill_ms);
-    uv_timer_start(&r->escalate, on_escalate, asked ? (uint64_t)o->stop_ms : 0, 0);
+                 (long long)r->job, (long long)grace_ms, (long long)o->kill_ms);
+    uv_timer_start(&r->escalate, on_escalate, asked ? (uint64_t)grace_ms : 0, 0);
 }
 
 static void on_limit(uv_timer_t *t)
@@ -117,15 +122,16 @@ static void on_limit(uv_timer_t *t)
     snprintf(r->stopped_for, sizeof r->stopped_for, "the time limit of %.15g s was reached",
              job->time_limit_s);
     log_info(&r->daemon->log, "job %lld: %s", (long long)r->job, r->stopped_for);
-    run_stop(r);
+    run_stop(r, r->daemon->options->stop_ms);
 }
 
 void run_watch_limit(struct run *r, const struct job *job)
 {
     if (!(job->time_limit_s > 0))
         return;
-    /* Wall time, because it counts across restarts of the coordinator and of the job. */
-    double left_ms = job->time_limit_s * 1000 - (double)(clock_wall_ms() - job->started_ms);
+    /* Wall time of all attempts; what a job spends waiting is not its own doing. */
+    int64_t used_ms = job->used_ms + clock_wall_ms() - job->attempt_ms;
+    double left_ms = job->time_limit_s * 1000 - (double)used_ms;
     uv_timer_start(&r->limit, on_limit, left_ms > 0 ? (uint64_t)left_ms : 0, 0);
 }
 
@@ -149,6 +155,16 @@ static void gather(const struct run *r, const struct job *job, const char *run_d
         .step = r->has_progress ? r->progress.step : -1,
         .stopped_for = r->stopped_for[0] ? r->stopped_for : NULL,
     };
+}
+
+/* Twice as long after each fault in a row: what is broken is not hammered at. */
+static int64_t back_off_ms(const struct daemon *d, const struct job *job)
+{
+    int64_t ms = d->options->retry_ms;
+
+    for (int64_t i = 0; i < job->n_restarts && ms < d->options->retry_max_ms; i++)
+        ms *= 2;
+    return ms < d->options->retry_max_ms ? ms : d->options->retry_max_ms;
 }
 
 void run_ended(void *ctx, int64_t id, int64_t attempt, const struct launch_exit *how)
@@ -175,6 +191,7 @@ void run_ended(void *ctx, int64_t id, int64_t attempt, const struct launch_exit 
     job_event_init(&ev, verdict.type, id, clock_wall_ms(), "%s", verdict.reason);
     ev.attempt = attempt + 1;
     ev.step = facts.checkpoint_step;
+    ev.not_before_ms = verdict.type == JOB_EV_RESTARTING ? ev.time_ms + back_off_ms(d, job) : 0;
     ev.has_progress = r->has_progress;
     ev.progress = r->progress;
     journal_append(d->journal, &ev, NULL, NULL);

@@ -29,9 +29,7 @@ struct actions {
     struct daemon *daemon;
     struct run *runs;
     int64_t n_runs;
-    uv_timer_t retry;  /* schedules again after the disk refused a start */
-    bool dirty;        /* the scheduler has something to look at */
-    int64_t n_placing; /* starts that are with the journal */
+    struct planner *planner;
 };
 
 struct run *run_create(struct actions *a, const struct job *job);
@@ -40,8 +38,9 @@ struct run *run_find(const struct actions *a, int64_t job);
 /* Lets go of the run; its memory goes when the loop has closed its timers. */
 void run_release(struct actions *a, struct run *r);
 
-/* Begins to stop it; idempotent. */
-void run_stop(struct run *r);
+/* Begins to stop it: asks, and grace_ms later sends SIGTERM. Once begun, only a shorter grace changes
+ * anything. */
+void run_stop(struct run *r, int64_t grace_ms);
 
 /* Starts the clock of the job's time limit, if it has one. */
 void run_watch_limit(struct run *r, const struct job *job);

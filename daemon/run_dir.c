@@ -31,17 +31,24 @@ char *run_dir_log(const char *run_dir, int64_t rank)
     return xasprintf("%s/log/rank-%04lld.log", run_dir, (long long)rank);
 }
 
-int64_t run_dir_max_id(const char *state_dir)
+int64_t run_dir_id(const char *name)
 {
     static const int64_t max_id = (int64_t)1 << 53; /* what a JSON number holds; more is nobody's id */
+    char *end;
+    long long id = strtoll(name, &end, 10);
+
+    return end != name && !*end && id > 0 && id < max_id ? id : 0;
+}
+
+int64_t run_dir_max_id(const char *state_dir)
+{
     char *path = fs_join(state_dir, "runs");
     DIR *d = opendir(path);
     int64_t most = 0;
 
     for (struct dirent *ent; d && (ent = readdir(d));) {
-        char *end;
-        long long id = strtoll(ent->d_name, &end, 10);
-        if (end != ent->d_name && !*end && id > most && id < max_id)
+        int64_t id = run_dir_id(ent->d_name);
+        if (id > most)
             most = id;
     }
     if (d)

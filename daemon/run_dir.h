@@ -15,6 +15,9 @@
 char *run_dir_path(const char *state_dir, int64_t id);
 char *run_dir_log(const char *run_dir, int64_t rank); /* rank < 0: the launcher's */
 
+/* The job id that an entry of <state-dir>/runs stands for; 0 when it is none. */
+int64_t run_dir_id(const char *name);
+
 /* The largest job id that has a directory in <state-dir>/runs; 0 when there is none. */
 int64_t run_dir_max_id(const char *state_dir);
 

@@ -1,39 +1,192 @@
-/* sched - who starts now: a pure function of the queue and the free slots.
+/* sched - who starts now, who yields, and for everybody else why not and until when: a pure function of
+ * nodes, jobs, users' usage, the time and settings.
  *
- * The order is total: higher priority first, then the lower id (a job that restarts keeps its place). The
- * first job in that order that does not fit now holds back all behind it, so that a big job is never starved
- * by small ones.
+ * No clock, no I/O, nothing kept between calls: what one call should know of the one before is handed in as
+ * `last`. The same input gives the same plan, in whatever order jobs are handed over. docs/scheduling.md has
+ * the rules, their reasons, and the proofs that nobody starves and that no preemption loops.
  *
- * A job gets min(ranks, slots that exist) ranks and waits until so many are free: how many ranks a job has
- * depends on the machine, never on the moment at which it started. A job whose min_ranks exceed the slots
- * that exist can never start here; it is passed over and holds nobody back.
+ * In short: jobs are taken in one total order. Each starts now, all ranks at once, or gets a reservation on
+ * the timeline of every node; it starts only where that moves no reservation of a job before it (conservative
+ * backfill, Mu'alem and Feitelson 2001). Elastic jobs start with fewer ranks when they end earlier so, are
+ * shrunk for jobs that wait, and are grown when nothing waits. A job of strictly higher priority may have
+ * others yield, when that really starts it.
+ *
+ * Times are milliseconds, all of one clock (Unix epoch). A slot is what one rank takes; a rank of a job with
+ * gpus_per_rank g also takes g GPUs of its node.
  */
 #ifndef DAEMON_SCHED_H
 #define DAEMON_SCHED_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
+/* A node is known by its index in sched_input.nodes. That order is the caller's and means something: where
+ * two nodes serve equally well, the first is taken. */
+struct sched_node {
+    const char *name;  /* for sentences */
+    const char *state; /* for sentences, while it is not usable: "drained", "down", "set aside" */
+    int32_t slots, gpus;
+    bool usable; /* false: nothing starts there; what runs there is left alone */
+};
+
+struct sched_user {
+    double usage; /* decayed, any unit that all users share (sched_usage_at) */
+    double share; /* above 0; relative to other users' */
+};
+
+/* A job that waits or runs. Jobs that may not start for reasons of their own (paused, dependencies that have
+ * not succeeded) are not handed in. */
 struct sched_job {
-    int64_t id, priority, n_ranks, min_ranks;
+    int64_t id;                   /* above 0, unique among waiting and running */
+    int64_t priority;             /* higher first */
+    int32_t user;                 /* index in sched_input.users */
+    int32_t ranks;                /* wanted */
+    int32_t min_ranks, max_ranks; /* 1 <= min_ranks <= ranks <= max_ranks; all equal when it is not elastic */
+    int32_t resize_to;     /* sched_yield.resize_to of the yield that sent it back to the queue, until it
+                            * starts: wanted instead of `ranks`. 0: none */
+    int32_t gpus_per_rank; /* 0 or more */
+    int32_t nodes;         /* exactly so many, ranks spread evenly; 0: as few as possible */
+    int64_t submitted_ms;
+    int64_t queued_ms;     /* since when it waits: submitted, freed of dependencies, resumed or requeued, the
+                            * latest of these. Age counts from here */
+    int64_t not_before_ms; /* back-off: it does not start before; 0: none */
+    int64_t run_ms;    /* what remains, had it `ranks` ranks; below 0: unknown. A caller that measures with r
+                        * ranks says measured * r / ranks (sched_run_ms is the other direction) */
+    bool run_measured; /* run_ms is from its own steps, and not its time limit; for sentences */
 };
 
-struct sched_placement {
-    int64_t id, n_ranks;
+struct sched_piece {
+    int32_t node, ranks;
 };
 
-struct sched_inventory {
-    int64_t slots, free;
+struct sched_running {
+    struct sched_job job;
+    const struct sched_piece *pieces; /* what it holds */
+    size_t n_pieces;
+    int64_t started_ms; /* this attempt; also its last change of size */
+    bool can_yield;     /* it would hear a request to stop at a step boundary */
+    bool yielding;      /* has been asked to; job.resize_to says what for */
+    int32_t n_preempted;
 };
 
-/* Sorts `queue` into scheduling order and writes at most n placements to `out` (room for n). Returns how
- * many. */
-size_t sched_plan(struct sched_job *queue, size_t n, struct sched_inventory inv, struct sched_placement *out);
+/* All durations in ms. sched_settings_init() gives what is in brackets. */
+struct sched_settings {
+    int32_t
+        max_reservations;    /* [256] so many waiting jobs get a reservation. Those behind may start at once
+                              * where that moves none of them, and have no estimate (Slurm: bf_max_job_test) */
+    int64_t default_run_ms;  /* [1 h] how long a reservation lasts when the run time is unknown */
+    int64_t age_share_ms;    /* [12 h] who has waited so long goes before all whom only fair share puts before
+                              * it; 0: never */
+    int64_t age_priority_ms; /* [24 h] each full such time of waiting counts as one point of priority in the
+                              * order (not for preemption); 0: never */
+    bool preempt;            /* [true] jobs may be asked to yield for jobs of higher priority */
+    bool resize;             /* [true] running elastic jobs may be asked to yield to be resized */
+    int64_t grace_ms;        /* [5 min] nobody yields for another before it has run so long */
+    int64_t restart_ms;      /* [1 min] what a yield costs: from the request until the slots are free. Nobody
+                              * yields for a job that would start sooner anyway */
+    int64_t grow_ms;         /* [10 min] nobody is grown before it has run so long unchanged */
+};
 
-/* How many ranks the job would run with here, or 0 when it never can. */
-int64_t sched_ranks(const struct sched_job *job, int64_t slots);
+struct sched_plan;
 
-/* Compares by scheduling order, for qsort. */
-int sched_compare(const void *a, const void *b);
+struct sched_input {
+    int64_t now_ms;
+    const struct sched_node *nodes;
+    size_t n_nodes;
+    const struct sched_user *users;
+    size_t n_users;
+    const struct sched_job *waiting;
+    size_t n_waiting;
+    const struct sched_running *running;
+    size_t n_running;
+    const struct sched_settings *settings; /* NULL: the defaults */
+    const struct sched_plan *last; /* the plan before this one, or NULL. Reservations keep their nodes while
+                                    * they can; without that a job that started since might shift them */
+};
+
+/* --- decisions --- */
+
+struct sched_start {
+    int64_t job;
+    int32_t ranks; /* sum of the pieces' */
+    int32_t n_pieces;
+    const struct sched_piece *pieces; /* in order of nodes */
+};
+
+/* Ask the job to write a checkpoint at a step boundary and stop; then it is queued again. The caller notes
+ * resize_to with it and hands it in (sched_job.resize_to) until it starts. */
+struct sched_yield {
+    int64_t job;
+    int64_t for_job;   /* which job will start; 0: none, it is to grow */
+    int32_t resize_to; /* to start again with so many ranks; 0: preempted, it waits in its place */
+};
+
+enum sched_reason {
+    SCHED_STARTS,   /* is among the starts */
+    SCHED_BUSY,     /* not enough is free */
+    SCHED_HELD,     /* enough is free, but is kept for a job before it: other_job */
+    SCHED_YIELD,    /* waits for other_job to yield */
+    SCHED_BACK_OFF, /* not before not_before_ms */
+    SCHED_UNUSABLE, /* the nodes that are usable could not hold it, all nodes could; node: one of those that
+                     * are not usable */
+    SCHED_TOO_BIG,  /* all nodes together could not hold it */
+    SCHED_TOO_DEEP, /* more than max_reservations jobs are before it: no estimate */
+};
+
+/* For each waiting job. */
+struct sched_verdict {
+    int64_t job;
+    enum sched_reason reason;
+    int64_t start_ms;    /* estimate; now for a start; -1: unknown */
+    int64_t other_job;   /* the job that it waits for: who yields, whose reservation comes first, or at whose
+                          * end   it starts; 0: none */
+    bool other_runs;     /* that one runs now */
+    bool other_measured; /* and its end is known from its own steps */
+    int32_t ranks;       /* it would start with so many, or starts; 0: it cannot */
+    int32_t node;        /* -1: none */
+    size_t n_before;     /* waiting jobs that come before it in order and do not start now */
+};
+
+struct sched_plan {
+    int64_t now_ms;
+    const struct sched_start *starts;
+    size_t n_starts;
+    const struct sched_yield *yields;
+    size_t n_yields;
+    const struct sched_verdict *verdicts; /* one for each waiting job, in order */
+    size_t n_verdicts;
+    /* Of usable nodes, once the starts have happened. */
+    int64_t slots, slots_free, gpus, gpus_free;
+};
+
+/* The plan is the caller's and refers to nothing of the input. Never NULL. */
+struct sched_plan *sched_plan(const struct sched_input *in);
+void sched_plan_free(struct sched_plan *p); /* NULL is legal */
+
+/* NULL: the job did not wait when the plan was made. */
+const struct sched_verdict *sched_plan_verdict(const struct sched_plan *p, int64_t job);
+
+/* One sentence that says why the job waits, for what, and when it starts: "job 17 needs 8 ranks and 3 of 16
+ * slots are free; it starts in about 12 min, when job 9 ends (estimate from its own step time)". `job` and
+ * `nodes` as they were handed in; now_ms may be later than the plan's. */
+void sched_explain_text(const struct sched_plan *p, const struct sched_verdict *v,
+                        const struct sched_job *job, const struct sched_node *nodes, int64_t now_ms,
+                        char *out, size_t size);
+
+/* --- parts of it --- */
+
+void sched_settings_init(struct sched_settings *s);
+
+/* The total order: below 0 when a comes before b at now_ms. Never 0 for different ids. */
+int sched_compare(const struct sched_input *in, const struct sched_job *a, const struct sched_job *b);
+
+/* What remains with `ranks` ranks: run_ms * job->ranks / ranks, rounded up; below 0: unknown. */
+int64_t sched_run_ms(const struct sched_job *job, int32_t ranks);
+
+/* Usage after elapsed_ms in which the user held `held` (slots, GPUs, …) all the time, in held-seconds that
+ * lose half of their weight in half_life_ms: u 2^(-t/h) + held h/ln 2 (1 - 2^(-t/h)). In one step or in many
+ * the result is the same. half_life_ms <= 0: nothing decays. */
+double sched_usage_at(double usage, double held, int64_t elapsed_ms, int64_t half_life_ms);
 
 #endif

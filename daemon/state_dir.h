@@ -9,4 +9,8 @@
  * owner, when another coordinator has it. Closing the descriptor, also by dying, unlocks. */
 int state_dir_lock(const char *path, struct err *e);
 
+/* The same for someone who only looks: makes nothing. *fd is -1 when there is no lock file, for nobody ever
+ * worked there. */
+int state_dir_lock_to_check(const char *path, int *fd, struct err *e);
+
 #endif

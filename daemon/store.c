@@ -2,174 +2,214 @@
  *
  * Statements are prepared once at opening and reset after each use. A statement that fails inside a
  * transaction leaves the transaction open; the caller rolls back.
+ *
+ * Beside state.db lies state.db-wal, which holds what was committed since the last checkpoint. SQLite takes a
+ * database whose WAL was removed for a whole one, of the past. So state.db-open says that a WAL belongs to
+ * the database: it is made once the WAL is there and goes before the WAL does, at an orderly close. Where it
+ * lies and no WAL, something is missing. That is also why nothing but an orderly close may let SQLite remove
+ * the WAL (SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE).
  */
 #include "daemon/store.h"
 #include "common/fault.h"
+#include "common/fsutil.h"
+#include "daemon/store_db.h"
+#include "daemon/store_schema.h"
+#include "daemon/store_sql.h"
 
-#include <sqlite3.h>
+#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
 
-enum { APPLICATION_ID = 0x62666d64 }; /* "bfmd" */
-
-static const char schema[] = "CREATE TABLE jobs ("
-                             " id INTEGER PRIMARY KEY AUTOINCREMENT,"
-                             " uid INTEGER NOT NULL,"
-                             " idempotency_key TEXT,"
-                             " spec TEXT NOT NULL);"
-                             "CREATE UNIQUE INDEX jobs_key ON jobs(uid, idempotency_key)"
-                             " WHERE idempotency_key IS NOT NULL;"
-                             "CREATE TABLE events ("
-                             " seq INTEGER PRIMARY KEY AUTOINCREMENT,"
-                             " job INTEGER NOT NULL REFERENCES jobs(id),"
-                             " time_ms INTEGER NOT NULL,"
-                             " data TEXT NOT NULL);"
-                             "CREATE INDEX events_job ON events(job, seq);";
-
-enum statement {
-    SQL_BEGIN,
-    SQL_COMMIT,
-    SQL_ROLLBACK,
-    SQL_ADD_JOB,
-    SQL_FIND_KEY,
-    SQL_ADD_EVENT,
-    SQL_SPEC,
-    SQL_EVENTS,
-    SQL_JOB_EVENTS,
-    N_STATEMENTS
-};
-
-static const char *const sql[N_STATEMENTS] = {
-    [SQL_BEGIN] = "BEGIN IMMEDIATE",
-    [SQL_COMMIT] = "COMMIT",
-    [SQL_ROLLBACK] = "ROLLBACK",
-    [SQL_ADD_JOB] = "INSERT INTO jobs(uid, idempotency_key, spec) VALUES(?1, ?2, ?3)",
-    [SQL_FIND_KEY] = "SELECT id FROM jobs WHERE uid = ?1 AND idempotency_key = ?2",
-    [SQL_ADD_EVENT] = "INSERT INTO events(job, time_ms, data) VALUES(?1, ?2, ?3)",
-    [SQL_SPEC] = "SELECT spec FROM jobs WHERE id = ?1",
-    [SQL_EVENTS] = "SELECT seq, job, time_ms, data FROM events WHERE seq > ?1 ORDER BY seq LIMIT ?2",
+/* Each with the schema from which on it makes sense. */
+static const struct {
+    const char *text;
+    int since;
+} sql[N_STATEMENTS] = {
+    [SQL_BEGIN] = {"BEGIN IMMEDIATE", 1},
+    [SQL_COMMIT] = {"COMMIT", 1},
+    [SQL_ROLLBACK] = {"ROLLBACK", 1},
+    [SQL_ADD_JOB] = {"INSERT INTO jobs(uid, idempotency_key, spec) VALUES(?1, ?2, ?3)", 1},
+    [SQL_FIND_KEY] = {"SELECT id FROM jobs WHERE uid = ?1 AND idempotency_key = ?2", 1},
+    [SQL_ADD_EVENT] = {"INSERT INTO events(job, time_ms, data) VALUES(?1, ?2, ?3)", 1},
+    [SQL_SPEC] = {"SELECT spec FROM jobs WHERE id = ?1", 1},
+    [SQL_EVENTS] = {"SELECT seq, job, time_ms, data FROM events WHERE seq > ?1 ORDER BY seq LIMIT ?2", 1},
     [SQL_JOB_EVENTS] =
-        "SELECT seq, job, time_ms, data FROM events WHERE job = ?3 AND seq > ?1 ORDER BY seq LIMIT ?2",
-};
-
-struct store {
-    sqlite3 *db;
-    char *path;
-    sqlite3_stmt *st[N_STATEMENTS];
-    int commit_fault;
+        {"SELECT seq, job, time_ms, data FROM events WHERE job = ?3 AND seq > ?1 ORDER BY seq LIMIT ?2", 1},
+    [SQL_SET_NODE] = {"INSERT INTO nodes(name, drained, reason, since_ms) VALUES(?1, ?2, ?3, ?4)"
+                      " ON CONFLICT(name) DO UPDATE SET drained = ?2, reason = ?3, since_ms = ?4",
+                      2},
+    [SQL_NODES] = {"SELECT name, drained, reason, since_ms FROM nodes ORDER BY name", 2},
+    [SQL_JOBS] = {"SELECT id, uid, spec FROM jobs ORDER BY id", 1},
 };
 
 static int fail(struct store *s, const char *what, struct err *e)
 {
-    return err_set(e, "%s: %s: %s", s->path, what, sqlite3_errmsg(s->db));
+    return store_sql_fail(s->db, s->path, what, e);
 }
 
-static int damaged(struct store *s, const char *why, struct err *e)
-{
-    return err_set(
-        e,
-        "%s is damaged (%s): restore it from a copy, or move it and its -wal and -shm files away to start "
-        "with an empty one (the runs' directories stay)",
-        s->path, why);
-}
-
-static int exec(struct store *s, const char *text, struct err *e)
-{
-    int rc = sqlite3_exec(s->db, text, NULL, NULL, NULL);
-
-    if (rc == SQLITE_NOTADB || rc == SQLITE_CORRUPT)
-        return damaged(s, sqlite3_errmsg(s->db), e);
-    return rc == SQLITE_OK ? 0 : fail(s, text, e);
-}
-
-/* The first column of the first row of a query that always has one. */
-static int query_text(struct store *s, const char *text, char *out, size_t size, struct err *e)
-{
-    sqlite3_stmt *st;
-    int rc = sqlite3_prepare_v2(s->db, text, -1, &st, NULL);
-
-    if (rc == SQLITE_OK && (rc = sqlite3_step(st)) == SQLITE_ROW) {
-        const unsigned char *v = sqlite3_column_text(st, 0);
-        snprintf(out, size, "%s", v ? (const char *)v : "");
-        sqlite3_finalize(st);
-        return 0;
-    }
-    if (rc == SQLITE_NOTADB || rc == SQLITE_CORRUPT)
-        damaged(s, sqlite3_errmsg(s->db), e);
-    else
-        fail(s, text, e);
-    sqlite3_finalize(st);
-    return -1;
-}
-
-static int create_schema(struct store *s, struct err *e)
-{
-    char text[96];
-
-    snprintf(text, sizeof text, "PRAGMA application_id = %d; PRAGMA user_version = %d", APPLICATION_ID,
-             STORE_SCHEMA_VERSION);
-    if (exec(s, "BEGIN EXCLUSIVE", e) < 0)
-        return -1;
-    if (exec(s, schema, e) < 0 || exec(s, text, e) < 0 || exec(s, "COMMIT", e) < 0) {
-        sqlite3_exec(s->db, "ROLLBACK", NULL, NULL, NULL);
-        return -1;
-    }
-    return 0;
-}
-
-/* An empty file has application id 0, version 0 and no tables. */
-static int check_schema(struct store *s, struct err *e)
-{
-    char app[32], version[32], n_tables[32], check[256];
-
-    if (query_text(s, "PRAGMA application_id", app, sizeof app, e) < 0 ||
-        query_text(s, "PRAGMA user_version", version, sizeof version, e) < 0 ||
-        query_text(s, "SELECT count(*) FROM sqlite_master", n_tables, sizeof n_tables, e) < 0)
-        return -1;
-    if (atoi(app) == 0 && atoi(version) == 0 && atoi(n_tables) == 0)
-        return create_schema(s, e);
-    if (atoi(app) != APPLICATION_ID)
-        return err_set(e, "%s is a database of another program: choose another state directory", s->path);
-    if (atoi(version) > STORE_SCHEMA_VERSION)
-        return err_set(
-            e,
-            "%s was written by a newer version (schema %s; this version reads up to %d): run that version, "
-            "or choose another state directory",
-            s->path, version, STORE_SCHEMA_VERSION);
-    if (query_text(s, "PRAGMA quick_check(1)", check, sizeof check, e) < 0)
-        return -1;
-    return strcmp(check, "ok") == 0 ? 0 : damaged(s, check, e);
-}
+/* --- opening and closing --- */
 
 static int prepare_all(struct store *s, struct err *e)
 {
     for (int i = 0; i < N_STATEMENTS; i++)
-        if (sqlite3_prepare_v3(s->db, sql[i], -1, SQLITE_PREPARE_PERSISTENT, &s->st[i], NULL) != SQLITE_OK)
-            return fail(s, sql[i], e);
+        if (sql[i].since <= s->version &&
+            sqlite3_prepare_v3(s->db, sql[i].text, -1, SQLITE_PREPARE_PERSISTENT, &s->st[i], NULL) !=
+                SQLITE_OK)
+            return fail(s, sql[i].text, e);
     return 0;
+}
+
+static bool beside_exists(const char *path, const char *suffix)
+{
+    char *name = xasprintf("%s%s", path, suffix);
+    bool there = fs_exists(name);
+
+    free(name);
+    return there;
+}
+
+int store_check_parts(const char *path, struct err *e)
+{
+    struct stat st;
+    bool marked = beside_exists(path, "-open"), wal = beside_exists(path, "-wal");
+
+    if (stat(path, &st) < 0 && (marked || wal))
+        return err_set(
+            e,
+            "%s is missing, but %s%s is there: put it back, or restore all from a copy; to start with an "
+            "empty one move away every file that begins with that name (the runs' directories stay)",
+            path, path, wal ? "-wal" : "-open");
+    if (marked && !wal)
+        return err_set(
+            e,
+            "%s-wal is missing, which held the newest events when the coordinator ended: put it back; or, "
+            "if %s was restored from a copy or another SQLite program has opened it meanwhile, remove "
+            "%s-open",
+            path, path, path);
+    return 0;
+}
+
+/* From now on a WAL belongs to the database. */
+static int mark_open(struct store *s, struct err *e)
+{
+    char *mark = xasprintf("%s-open", s->path), *dir = fs_parent(s->path);
+    int fd = -1, rc;
+
+    if (!beside_exists(s->path, "-wal"))
+        rc = err_set(e, "%s-wal has not come to be", s->path);
+    else if ((fd = open(mark, O_WRONLY | O_CREAT | O_CLOEXEC, 0600)) < 0)
+        rc = err_set_errno(e, "%s", mark);
+    else
+        rc = fs_fsync_dir(dir, e);
+    if (fd >= 0)
+        close(fd);
+    s->marked = rc == 0;
+    free(dir);
+    free(mark);
+    return rc;
+}
+
+static void unmark_open(struct store *s)
+{
+    char *mark = xasprintf("%s-open", s->path), *dir = fs_parent(s->path);
+
+    if (unlink(mark) == 0 && fs_fsync_dir(dir, NULL) == 0)
+        sqlite3_db_config(s->db, SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 0, NULL);
+    free(dir);
+    free(mark);
+}
+
+static int open_db(struct store *s, const char *uri, int flags, struct err *e)
+{
+    if (sqlite3_open_v2(uri, &s->db, flags | SQLITE_OPEN_NOMUTEX, NULL) != SQLITE_OK)
+        return fail(s, "opening", e);
+    sqlite3_db_config(s->db, SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1, NULL);
+    sqlite3_busy_timeout(s->db, 2000);
+    return 0;
+}
+
+/* Creates the file when there is none. */
+static int require_file(const char *path, struct err *e)
+{
+    struct stat st;
+
+    if (store_check_parts(path, e) < 0)
+        return -1;
+    if (stat(path, &st) < 0)
+        return store_schema_create(path, e);
+    return st.st_size == 0 ? store_sql_damaged(path, "it is empty", e) : 0;
+}
+
+static int open_whole(struct store *s, struct err *e)
+{
+    char check[256];
+    int version;
+
+    if (store_schema_version(s->db, s->path, &version, e) < 0 ||
+        store_sql_text(s->db, s->path, "PRAGMA quick_check(1)", check, sizeof check, e) < 0)
+        return -1;
+    if (strcmp(check, "ok") != 0)
+        return store_sql_damaged(s->path, check, e);
+    s->version = STORE_SCHEMA_VERSION;
+    /* The empty transaction makes the WAL. */
+    if (store_sql_exec(s->db, s->path, "PRAGMA synchronous = FULL", e) < 0 ||
+        store_schema_migrate(s->db, s->path, version, e) < 0 ||
+        store_sql_exec(s->db, s->path, "PRAGMA journal_mode = WAL", e) < 0 ||
+        store_sql_exec(s->db, s->path, "PRAGMA foreign_keys = ON", e) < 0 ||
+        store_sql_exec(s->db, s->path, "BEGIN IMMEDIATE; COMMIT", e) < 0)
+        return -1;
+    return mark_open(s, e);
 }
 
 struct store *store_open(const char *path, struct err *e)
 {
+    struct store *s;
+
+    if (require_file(path, e) < 0)
+        return NULL;
+    s = xcalloc(1, sizeof *s);
+    s->path = xstrdup(path);
+    if (open_db(s, path, SQLITE_OPEN_READWRITE, e) < 0 || open_whole(s, e) < 0 || prepare_all(s, e) < 0) {
+        store_close(s);
+        return NULL;
+    }
+    return s;
+}
+
+/* "file:PATH?…" with what means something in a URI written in hex. */
+static char *make_uri(const char *path, const char *query)
+{
+    char *uri = xmalloc(3 * strlen(path) + strlen(query) + 8), *to = uri + sprintf(uri, "file:");
+
+    for (; *path; path++)
+        to += sprintf(to, strchr("%?#", *path) ? "%%%02X" : "%c", (unsigned char)*path);
+    sprintf(to, "?%s", query);
+    return uri;
+}
+
+struct store *store_open_to_check(const char *path, struct err *e)
+{
     struct store *s = xcalloc(1, sizeof *s);
+    /* Without a WAL the file is all there is, and "immutable" leaves no trace beside it. */
+    char *uri = make_uri(path, beside_exists(path, "-wal") ? "mode=ro" : "mode=ro&immutable=1");
+    int rc;
 
     s->path = xstrdup(path);
-    if (sqlite3_open_v2(path, &s->db, SQLITE_OPEN_READWRITE | SQLITE_OPEN_CREATE | SQLITE_OPEN_NOMUTEX,
-                        NULL) != SQLITE_OK) {
-        fail(s, "opening", e);
-        goto fail;
+    rc = open_db(s, uri, SQLITE_OPEN_READONLY | SQLITE_OPEN_URI, e);
+    free(uri);
+    if (rc < 0 || store_schema_version(s->db, path, &s->version, e) < 0 || prepare_all(s, e) < 0) {
+        store_close(s);
+        return NULL;
     }
-    sqlite3_extended_result_codes(s->db, 0);
-    sqlite3_busy_timeout(s->db, 2000);
-    if (check_schema(s, e) < 0 || exec(s, "PRAGMA journal_mode = WAL", e) < 0 ||
-        exec(s, "PRAGMA synchronous = FULL", e) < 0 || exec(s, "PRAGMA foreign_keys = ON", e) < 0 ||
-        prepare_all(s, e) < 0)
-        goto fail;
     return s;
-fail:
-    store_close(s);
-    return NULL;
+}
+
+int store_version(const struct store *s)
+{
+    return s->version;
 }
 
 void store_close(struct store *s)
@@ -178,13 +218,17 @@ void store_close(struct store *s)
         return;
     for (int i = 0; i < N_STATEMENTS; i++)
         sqlite3_finalize(s->st[i]);
+    if (s->marked)
+        unmark_open(s);
     sqlite3_close(s->db);
     free(s->path);
     free(s);
 }
 
+/* --- transactions, jobs, events --- */
+
 /* Runs a statement that gives no rows. */
-static int run(struct store *s, enum statement which, const char *what, struct err *e)
+static int run(struct store *s, enum store_statement which, const char *what, struct err *e)
 {
     int rc = sqlite3_step(s->st[which]) == SQLITE_DONE ? 0 : fail(s, what, e);
 
@@ -204,7 +248,7 @@ int store_skip_ids(struct store *s, int64_t id, struct err *e)
              "UPDATE sqlite_sequence SET seq = %lld WHERE name = 'jobs' AND seq < %lld;"
              "COMMIT",
              (long long)id, (long long)id);
-    if (exec(s, text, e) == 0)
+    if (store_sql_exec(s->db, s->path, text, e) == 0)
         return 0;
     sqlite3_exec(s->db, "ROLLBACK", NULL, NULL, NULL);
     return -1;
@@ -223,6 +267,9 @@ int store_commit(struct store *s, struct err *e)
 
     if (rc < 0)
         store_rollback(s);
+    else
+        (void)fault_hit("store.committed",
+                        &s->committed_fault); /* to die here; what is durable cannot fail */
     return rc;
 }
 
@@ -312,4 +359,37 @@ int64_t store_each_event(struct store *s, int64_t job, int64_t since, int64_t li
         n = fail(s, "reading events", e);
     sqlite3_reset(st);
     return n;
+}
+
+/* --- nodes --- */
+
+int store_set_node(struct store *s, const struct store_node *node, struct err *e)
+{
+    sqlite3_stmt *st = s->st[SQL_SET_NODE];
+
+    sqlite3_bind_text(st, 1, node->name, -1, SQLITE_STATIC);
+    sqlite3_bind_int(st, 2, node->drained);
+    sqlite3_bind_text(st, 3, node->reason ? node->reason : "", -1, SQLITE_STATIC);
+    sqlite3_bind_int64(st, 4, node->since_ms);
+    return run(s, SQL_SET_NODE, "setting a node", e);
+}
+
+int64_t store_each_node(struct store *s, store_node_fn *fn, void *ctx, struct err *e)
+{
+    sqlite3_stmt *st = s->st[SQL_NODES];
+    int64_t n = 0;
+    int step, rc = 0;
+
+    while (rc == 0 && (step = sqlite3_step(st)) == SQLITE_ROW) {
+        struct store_node node = {.name = (const char *)sqlite3_column_text(st, 0),
+                                  .drained = sqlite3_column_int(st, 1) != 0,
+                                  .reason = (const char *)sqlite3_column_text(st, 2),
+                                  .since_ms = sqlite3_column_int64(st, 3)};
+        rc = fn(ctx, &node, e);
+        n++;
+    }
+    if (rc == 0 && step != SQLITE_DONE)
+        rc = fail(s, "reading nodes", e);
+    sqlite3_reset(st);
+    return rc < 0 ? -1 : n;
 }

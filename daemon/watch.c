@@ -96,9 +96,9 @@ static int pump_event(void *ctx, int64_t seq, int64_t id, int64_t time_ms, const
         return 0;
     cJSON *v = json_parse(data, strlen(data), e);
     int rc = v ? job_event_from_journal(v, &ev, e) : -1;
-    cJSON_Delete(v);
     if (rc == 0)
         conn_send(p->conn, rpc_notification("job.event", job_event_to_client(&ev)));
+    cJSON_Delete(v);
     return rc;
 }
 

@@ -49,8 +49,9 @@ static void attach(struct rpc_call *call)
     conn_attached(call->conn);
     call->result = cJSON_CreateObject();
     cJSON_AddTrueToObject(call->result, "accepted");
-    /* A cancellation from before it came (back) has not reached it. */
-    if (jobs_find(&call->daemon->jobs, at.job)->cancelling)
+    /* What was asked before it came (back) has not reached it. */
+    const struct job *job = jobs_find(&call->daemon->jobs, at.job);
+    if (job->cancelling || job->state == JOB_PREEMPTING)
         worker_link_command(call->conn, "stop");
 }
 

@@ -11,14 +11,35 @@
 #include <math.h>
 #include <stdlib.h>
 
-/* The trainer's gradient buckets, and sweeps over all parameters in a step: clear gradients (1), measure them
- * (1), update (reads weight, gradient, momentum; writes weight, momentum). */
-enum { BUCKET_BYTES = 8 << 20, UPDATE_SWEEPS = 7 };
+/* The trainer's gradient buckets. */
+enum { BUCKET_BYTES = 8 << 20 };
 
 static const double f32 = 4;
 
 /* The worker's rule for gather "auto" (long_tailed_gather): it knows no machine but these two figures. */
 static const double auto_bytes_per_s = 1e9, auto_flops_per_s = 5e10;
+
+/* ---- the optimiser ---- */
+
+/* Numbers that the worker's optimiser keeps of each weight, without the moving average. */
+static int n_moments(const struct jobspec *spec)
+{
+    return spec->optim.kind == OPTIM_ADAM || spec->optim.kind == OPTIM_ADAMW ? 2 : 1;
+}
+
+static int n_states(const struct jobspec *spec)
+{
+    return n_moments(spec) + (spec->optim.ema > 0);
+}
+
+/* Sweeps over all parameters in a step: clear gradients (1), measure them (1), update (reads gradient, weight
+ * and moments; writes weight and moments); lars measures weights and gradients again; the moving average
+ * reads itself and the weights and writes itself. */
+static int n_sweeps(const struct jobspec *spec)
+{
+    return 2 + 3 + 2 * n_moments(spec) + (spec->optim.kind == OPTIM_LARS ? 2 : 0) +
+           (spec->optim.ema > 0 ? 3 : 0);
+}
 
 /* ---- collectives ---- */
 
@@ -120,9 +141,9 @@ static void add_gradients(struct estimate *est, const struct paper_net *net)
     est->bytes.gradients = 2 * est->parameters * f32 * (est->ranks - 1) / est->ranks;
 }
 
-static void add_total(struct estimate *est)
+static void add_total(struct estimate *est, const struct jobspec *spec)
 {
-    double sweeps = UPDATE_SWEEPS * est->parameters * f32;
+    double sweeps = n_sweeps(spec) * est->parameters * f32;
 
     est->seconds.update = sweeps / est->machine->memory_bytes_per_s;
     est->seconds.total = est->seconds.compute[PAPER_FORWARD] + est->seconds.compute[PAPER_BACKWARD] +
@@ -220,14 +241,15 @@ static void count(const struct estimate_query *q, int ranks, struct estimate *es
     est->parameters = net.parameters;
     est->module_parameters = net.module_parameters;
     est->memory.weights = (net.parameters + net.buffers) * f32;
-    est->memory.gradients = est->memory.optimizer = net.parameters * f32;
+    est->memory.gradients = net.parameters * f32;
+    est->memory.optimizer = n_states(spec) * net.parameters * f32;
     est->memory.activations = paper_net_peak(&net);
     est->memory.gathered = net.gathered;
     est->memory.tile = net.tile;
     for (int i = 0; i < net.n; i++)
         add_op(est, &net.ops[i]);
     add_gradients(est, &net);
-    add_total(est);
+    add_total(est, spec);
     compare_gathers(est, spec);
     paper_net_free(&net);
 }

@@ -131,6 +131,37 @@ static bool take_numbers(struct walk *w, const struct field *f, const cJSON *v, 
     return true;
 }
 
+/* The count follows the array in struct jobspec. */
+static bool take_ids(struct walk *w, const struct field *f, const cJSON *v, void *at)
+{
+    int64_t *ids = at;
+    int n = 0;
+
+    if (!cJSON_IsArray(v) || cJSON_GetArraySize(v) > JOBSPEC_MAX_AFTER)
+        return refuse(w, f, v);
+    for (const cJSON *item = v->child; item; item = item->next) {
+        if (!json_is_int(item, &ids[n]) || !number_in(f, (double)ids[n]))
+            return refuse(w, f, v);
+        for (int i = 0; i < n; i++)
+            if (ids[i] == ids[n])
+                return refuse(w, f, v);
+        n++;
+    }
+    *(int *)(ids + JOBSPEC_MAX_AFTER) = n;
+    return true;
+}
+
+/* Null, which is no sweep, does not come here. */
+static bool refuse_sweep(struct walk *w, const struct field *f, const cJSON *v)
+{
+    if (!cJSON_IsObject(v))
+        return refuse(w, f, v);
+    jobspec_errors_add(w->errs, f->pointer,
+                       "a sweep found, which makes several jobs; null is accepted where one job is "
+                       "wanted: submit the sweep, or give each value by itself");
+    return false;
+}
+
 static bool take_choice(struct walk *w, const struct field *f, const cJSON *v, void *at)
 {
     char accepted[192];
@@ -224,7 +255,10 @@ static bool take_value(struct walk *w, const struct field *f, const cJSON *v)
         return take_string(w, f, v, at);
     case FIELD_BOOL:
         return take_bool(w, f, v, at);
-    case FIELD_ANY:
+    case FIELD_IDS:
+        return take_ids(w, f, v, at);
+    case FIELD_SWEEP:
+        return refuse_sweep(w, f, v);
     case FIELD_OBJECT: /* objects are walked, not taken */
         return true;
     }
@@ -315,14 +349,14 @@ static enum presence presence_of(const struct field *f, const cJSON *resolved_pa
     const cJSON *decides = json_find(resolved_parent, f->when_key);
     if (!decides)
         return UNCERTAIN;
-    return strcmp(decides->valuestring, f->when_value) == 0 ? APPLIES : DOES_NOT_APPLY;
+    return jobspec_field_exists_with(f, decides->valuestring) ? APPLIES : DOES_NOT_APPLY;
 }
 
 /* NULL: required, or derived from a key that is wrong itself. */
 static cJSON *default_of(const struct walk *w, const struct field *f)
 {
     if (f->derive) {
-        double x = (double)f->derive(w->spec);
+        double x = f->derive(w->spec);
         return number_in(f, x) ? cJSON_CreateNumber(x) : NULL;
     }
     return f->def ? cJSON_Parse(f->def) : NULL;
@@ -352,14 +386,15 @@ static void walk_field(struct walk *w, const struct field *f, const cJSON *doc, 
 {
     const cJSON *v = json_find(doc, jobspec_field_key(f));
     enum presence presence = presence_of(f, resolved);
-    char found[64];
+    char found[64], when[128];
 
     if (presence == DOES_NOT_APPLY) {
         json_brief(v, found);
+        jobspec_field_when(f, '"', when, sizeof when);
         if (v && !cJSON_IsNull(v)) /* null un-sets a key, so that --set can switch kinds */
             jobspec_errors_add(w->errs, f->pointer,
-                               "%s found, but the key only exists where %s is \"%s\"; leave it out", found,
-                               f->when_key, f->when_value);
+                               "%s found, but the key only exists where %s is %s; leave it out", found,
+                               f->when_key, when);
         return;
     }
     cJSON *def = v ? NULL : default_of(w, f);

@@ -23,11 +23,19 @@ enum jobspec_norm { NORM_SYNC_BATCH, NORM_BATCH };
 enum jobspec_scope { SCOPE_GLOBAL, SCOPE_LOCAL };
 enum jobspec_gather { GATHER_AUTO, GATHER_KV, GATHER_FEATURES };
 enum jobspec_loss { LOSS_CROSS_ENTROPY, LOSS_BALANCED_SOFTMAX };
+enum jobspec_optim { OPTIM_SGD, OPTIM_ADAM, OPTIM_ADAMW, OPTIM_LARS };
 enum jobspec_precision { PRECISION_FP32, PRECISION_TF32, PRECISION_BF16 };
 enum jobspec_determinism { DETERMINISM_DEFAULT, DETERMINISM_BITWISE };
 enum jobspec_schedule { SCHEDULE_CONSTANT, SCHEDULE_STEP, SCHEDULE_COSINE };
 
-enum { JOBSPEC_MAX_MILESTONES = 16, JOBSPEC_MAX_NAME = 128, JOBSPEC_MAX_PATH = 4096 };
+enum {
+    JOBSPEC_MAX_MILESTONES = 16,
+    JOBSPEC_MAX_NAME = 128,
+    JOBSPEC_MAX_PATH = 4096,
+    JOBSPEC_MAX_AFTER = 16,
+    JOBSPEC_MAX_SWEEP_KEYS = 16,
+    JOBSPEC_MAX_SWEEP = 1000 /* jobs that one sweep makes */
+};
 
 struct jobspec {
     char name[JOBSPEC_MAX_NAME];
@@ -78,8 +86,14 @@ struct jobspec {
     } loss;
 
     struct {
-        double lr, momentum, weight_decay; /* kind is "sgd" */
+        enum jobspec_optim kind;
+        double lr, weight_decay;
+        double momentum; /* sgd and lars, as nesterov; else 0 */
         bool nesterov;
+        double beta1, beta2;      /* adam and adamw */
+        double eps;               /* adam, adamw and lars */
+        double trust_coefficient; /* lars */
+        double ema;               /* decay of the weights' moving average; 0 = none (spec: null) */
         struct {
             enum jobspec_schedule kind;
             double warmup_epochs;
@@ -117,13 +131,16 @@ struct jobspec {
     struct {
         int ranks, min_ranks, max_ranks;
         int gpus_per_rank;    /* 0: CPUs; 1 */
+        int nodes;            /* hosts that the ranks are spread over; 0 = any number (spec: null) */
         int threads_per_rank; /* 0 = cores of the host / ranks on it, at least 1 (spec: null) */
     } resources;
 
     struct {
         int priority;
         int max_restarts;
-        double time_limit_s; /* 0 = none (spec: null) */
+        double time_limit_s;              /* 0 = none (spec: null) */
+        int64_t after[JOBSPEC_MAX_AFTER]; /* ids of jobs that must have succeeded before */
+        int n_after;
     } scheduling;
 };
 
@@ -144,6 +161,23 @@ cJSON *jobspec_errors_to_json(const struct jobspec_errors *errs); /* [{pointer, 
 /* Checks `doc` and resolves it. Returns 0 and fills *spec and, if `resolved` is not NULL, *resolved (owned by
  * the caller); or -1 with every finding in *errs (owned by the caller, also when empty). */
 int jobspec_parse(const cJSON *doc, struct jobspec *spec, cJSON **resolved, struct jobspec_errors *errs);
+
+/* A sweep's jobs: one document for each combination of its values, the last key changing fastest, each
+ * without "sweep". A document without a sweep gives one: a copy of itself. Returns how many and sets *docs
+ * (an array, each element and the array owned by the caller: jobspec_expand_free), or -1 with findings about
+ * the sweep itself in *errs. What the combinations say is checked by jobspec_parse(), which takes no sweep.
+ */
+int jobspec_expand(const cJSON *doc, cJSON ***docs, struct jobspec_errors *errs);
+void jobspec_expand_free(cJSON **docs, int n);
+
+/* jobspec_parse() of every job that the document makes: *n of them, or -1 with each finding once. Both arrays
+ * are the caller's: jobspec_jobs_free(). */
+struct jobspec_job {
+    struct jobspec spec;
+    cJSON *resolved;
+};
+int jobspec_parse_jobs(const cJSON *doc, struct jobspec_job **jobs, struct jobspec_errors *errs);
+void jobspec_jobs_free(struct jobspec_job *jobs, int n);
 
 /* Reads a spec file (at most 1 MiB). Bad JSON counts as one finding at pointer "". A spec with findings gives
  * an error of kind ERR_SPEC whose message lists them all, one a line. */

@@ -80,6 +80,15 @@ static bool max_under_ranks(const struct jobspec *s, char *message, size_t cap)
                s->resources.ranks);
 }
 
+static bool nodes_over_ranks(const struct jobspec *s, char *message, size_t cap)
+{
+    return s->resources.nodes > s->resources.min_ranks &&
+           SAY("%d found, more hosts than processes that it may start with; at most resources.min_ranks = %d "
+               "is "
+               "accepted",
+               s->resources.nodes, s->resources.min_ranks);
+}
+
 static bool heads_not_divisor(const struct jobspec *s, char *message, size_t cap)
 {
     int width = jobspec_feature_width(s->model.arch, s->model.width);
@@ -246,6 +255,7 @@ static const struct check checks[] = {
     {"/eval/batch_size", {"/eval/batch_size", "/resources/max_ranks", "/resources/ranks"}, max_ranks_over_eval_batch},
     {"/resources/min_ranks", {"/resources/min_ranks", "/resources/ranks"}, min_over_ranks},
     {"/resources/max_ranks", {"/resources/max_ranks", "/resources/ranks"}, max_under_ranks},
+    {"/resources/nodes", {"/resources/nodes", "/resources/min_ranks"}, nodes_over_ranks},
     {"/batchformer/heads", {"/batchformer/heads", "/batchformer/enabled", "/model"}, heads_not_divisor},
     {"/optim/nesterov", {"/optim/nesterov", "/optim/momentum"}, nesterov_alone},
     {"/optim/schedule/warmup_epochs", {"/optim/schedule/warmup_epochs", "/train/epochs"}, warmup_too_long},

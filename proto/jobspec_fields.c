@@ -57,7 +57,7 @@ static const struct field_choice losses[] = {
 };
 
 static const struct field_choice optimisers[] = {
-    {"sgd", 0}, {"adam", FIELD_LATER}, {"adamw", FIELD_LATER}, {"lars", FIELD_LATER}, {0},
+    {"sgd", OPTIM_SGD}, {"adam", OPTIM_ADAM}, {"adamw", OPTIM_ADAMW}, {"lars", OPTIM_LARS}, {0},
 };
 
 static const struct field_choice schedules[] = {
@@ -77,17 +77,32 @@ static const struct field_choice determinisms[] = {
     {0},
 };
 
-static int64_t derive_holdout(const struct jobspec *spec)
+static double derive_holdout(const struct jobspec *spec)
 {
     return spec->data.format == FORMAT_IDX ? 100 : 0;
 }
 
-static int64_t derive_micro_shards(const struct jobspec *spec)
+static double derive_micro_shards(const struct jobspec *spec)
 {
-    return spec->train.batch_size < 16 ? spec->train.batch_size : 16;
+    return spec->train.batch_size < 16 ? (double)spec->train.batch_size : 16;
 }
 
-static int64_t derive_max_ranks(const struct jobspec *spec)
+static bool is_adam(const struct jobspec *spec)
+{
+    return spec->optim.kind == OPTIM_ADAM || spec->optim.kind == OPTIM_ADAMW;
+}
+
+static double derive_lr(const struct jobspec *spec)
+{
+    return is_adam(spec) ? 0.001 : 0.1;
+}
+
+static double derive_weight_decay(const struct jobspec *spec)
+{
+    return !is_adam(spec) ? 0.0005 : spec->optim.kind == OPTIM_ADAMW ? 0.01 : 0;
+}
+
+static double derive_max_ranks(const struct jobspec *spec)
 {
     return spec->resources.ranks;
 }
@@ -108,9 +123,9 @@ const struct field jobspec_fields[] = {
     {"/data/format", FIELD_ENUM, AT(data.format), 0, NULL, .choices = formats,
      .help = "How the data set is stored: idx is the MNIST family's, synthetic is made up on the spot."},
     {"/data/path", FIELD_PATH, AT(data.path), 0, NULL, .cap_bytes = CAP(data.path),
-     .when_key = "format", .when_value = "idx",
+     .when_key = "format", .when_values = {"idx"},
      .help = "Directory of the data set; bfctl resolves a relative one against the directory of the spec file."},
-    {"/data/synthetic", FIELD_OBJECT, 0, FIELD_NOT_KEPT, NULL, .when_key = "format", .when_value = "synthetic",
+    {"/data/synthetic", FIELD_OBJECT, 0, FIELD_NOT_KEPT, NULL, .when_key = "format", .when_values = {"synthetic"},
      .help = "Shape and size of synthetic data."},
     {"/data/synthetic/height", FIELD_INT, AT(data.synthetic.height), 0, NULL, 1, 4096,
      .help = "Rows of an image."},
@@ -186,16 +201,34 @@ const struct field jobspec_fields[] = {
 
     {"/optim", FIELD_OBJECT, 0, FIELD_NOT_KEPT, "{}",
      .help = "The optimiser."},
-    {"/optim/kind", FIELD_ENUM, 0, FIELD_NOT_KEPT, "\"sgd\"", .choices = optimisers,
-     .help = "Stochastic gradient descent."},
-    {"/optim/lr", FIELD_NUMBER, AT(optim.lr), FIELD_MIN_OUT, "0.1", 0, 1e6,
+    {"/optim/kind", FIELD_ENUM, AT(optim.kind), 0, "\"sgd\"", .choices = optimisers,
+     .help = "Gradient descent with momentum, Adam, Adam with decoupled weight decay, or layer-wise adaptive rates."},
+    {"/optim/lr", FIELD_NUMBER, AT(optim.lr), FIELD_MIN_OUT, NULL, 0, 1e6,
+     .derive = derive_lr, .derive_text = "0.001 with adam and adamw, else 0.1",
      .help = "Learning rate at the top of the schedule, for the global mini-batch."},
     {"/optim/momentum", FIELD_NUMBER, AT(optim.momentum), FIELD_MAX_OUT, "0.9", 0, 1,
+     .when_key = "kind", .when_values = {"sgd", "lars"},
      .help = "Momentum."},
     {"/optim/nesterov", FIELD_BOOL, AT(optim.nesterov), 0, "false",
+     .when_key = "kind", .when_values = {"sgd", "lars"},
      .help = "Nesterov's form of momentum; needs a momentum above 0."},
-    {"/optim/weight_decay", FIELD_NUMBER, AT(optim.weight_decay), 0, "0.0005", 0, 1e3,
-     .help = "L2 penalty, added to the gradient."},
+    {"/optim/beta1", FIELD_NUMBER, AT(optim.beta1), FIELD_MAX_OUT, "0.9", 0, 1,
+     .when_key = "kind", .when_values = {"adam", "adamw"},
+     .help = "Decay of the running mean of gradients."},
+    {"/optim/beta2", FIELD_NUMBER, AT(optim.beta2), FIELD_MAX_OUT, "0.999", 0, 1,
+     .when_key = "kind", .when_values = {"adam", "adamw"},
+     .help = "Decay of the running mean of squared gradients."},
+    {"/optim/eps", FIELD_NUMBER, AT(optim.eps), 0, "1e-8", 1e-12, 1,
+     .when_key = "kind", .when_values = {"adam", "adamw", "lars"},
+     .help = "Added to the denominator of the update."},
+    {"/optim/trust_coefficient", FIELD_NUMBER, AT(optim.trust_coefficient), FIELD_MIN_OUT, "0.001", 0, 1e3,
+     .when_key = "kind", .when_values = {"lars"},
+     .help = "Length of a tensor's update beside that of its weights, at learning rate 1 and without momentum."},
+    {"/optim/weight_decay", FIELD_NUMBER, AT(optim.weight_decay), 0, NULL, 0, 1e3,
+     .derive = derive_weight_decay, .derive_text = "0.01 with adamw, 0 with adam, else 0.0005",
+     .help = "L2 penalty, added to the gradient; with adamw taken from the weights instead, times the learning rate."},
+    {"/optim/ema", FIELD_NUMBER, AT(optim.ema), FIELD_NULLABLE | FIELD_MIN_OUT | FIELD_MAX_OUT, "null", 0, 1,
+     .help = "Decay of a moving average of the weights, for evaluation and the exported model; null is none."},
     {"/optim/schedule", FIELD_OBJECT, 0, FIELD_NOT_KEPT, "{}",
      .help = "The learning rate over time."},
     {"/optim/schedule/kind", FIELD_ENUM, AT(optim.schedule.kind), 0, "\"cosine\"", .choices = schedules,
@@ -203,13 +236,13 @@ const struct field jobspec_fields[] = {
     {"/optim/schedule/warmup_epochs", FIELD_NUMBER, AT(optim.schedule.warmup_epochs), 0, "0", 0, 1e6,
      .help = "Epochs of linear rise at the start; less than train.epochs."},
     {"/optim/schedule/milestones", FIELD_NUMBERS, AT(optim.schedule.milestones), FIELD_MIN_OUT, NULL, 0, 1e6,
-     .when_key = "kind", .when_value = "step",
+     .when_key = "kind", .when_values = {"step"},
      .help = "Epochs at which the learning rate falls, rising."},
     {"/optim/schedule/gamma", FIELD_NUMBER, AT(optim.schedule.gamma), FIELD_MIN_OUT, "0.1", 0, 1,
-     .when_key = "kind", .when_value = "step",
+     .when_key = "kind", .when_values = {"step"},
      .help = "Factor of each fall."},
     {"/optim/schedule/min_lr", FIELD_NUMBER, AT(optim.schedule.min_lr), 0, "0", 0, 1e6,
-     .when_key = "kind", .when_value = "cosine",
+     .when_key = "kind", .when_values = {"cosine"},
      .help = "Learning rate at the end; at most optim.lr."},
 
     {"/train", FIELD_OBJECT, .flags = FIELD_NOT_KEPT,
@@ -224,7 +257,7 @@ const struct field jobspec_fields[] = {
      .help = "default: equal within tolerance for every number of ranks; bitwise: the same bits for every number."},
     {"/train/micro_shards", FIELD_INT, AT(train.micro_shards), 0, NULL, 1, MAX_BATCH,
      .derive = derive_micro_shards, .derive_text = "16, or train.batch_size where that is less",
-     .when_key = "determinism", .when_value = "bitwise",
+     .when_key = "determinism", .when_values = {"bitwise"},
      .help = "Parts of the mini-batch that are computed by themselves and summed in one fixed order; another number rounds otherwise."},
     {"/train/log_every_steps", FIELD_INT64, AT(train.log_every_steps), 0, "10", 1, MAX_COUNT,
      .help = "Steps between two logged training losses."},
@@ -267,8 +300,8 @@ const struct field jobspec_fields[] = {
      .help = "GPUs of each process."},
     {"/resources/threads_per_rank", FIELD_INT, AT(resources.threads_per_rank), FIELD_NULLABLE, "null", 1, 1024,
      .help = "Threads of each process; null is cores of the host divided by processes on it."},
-    {"/resources/nodes", FIELD_ANY, 0, FIELD_NOT_KEPT | FIELD_FIXED, "null",
-     .help = "Hosts to run on; null is any."},
+    {"/resources/nodes", FIELD_INT, AT(resources.nodes), FIELD_NULLABLE, "null", 1, MAX_RANKS,
+     .help = "Hosts that the processes are spread over evenly; null is as few as possible."},
 
     {"/scheduling", FIELD_OBJECT, 0, FIELD_NOT_KEPT, "{}",
      .help = "When the job runs."},
@@ -279,11 +312,11 @@ const struct field jobspec_fields[] = {
     {"/scheduling/time_limit_s", FIELD_NUMBER, AT(scheduling.time_limit_s), FIELD_NULLABLE | FIELD_MIN_OUT, "null",
      0, 1e9,
      .help = "Seconds after which the job is stopped; null is none."},
-    {"/scheduling/after", FIELD_ANY, 0, FIELD_NOT_KEPT | FIELD_FIXED, "[]",
-     .help = "Jobs that must have succeeded before."},
+    {"/scheduling/after", FIELD_IDS, AT(scheduling.after), 0, "[]", 1, 9007199254740991,
+     .help = "Ids of jobs that must have succeeded before; when one fails or is cancelled, so is this one."},
 
-    {"/sweep", FIELD_ANY, 0, FIELD_NOT_KEPT | FIELD_FIXED, "null",
-     .help = "One job for each combination of the values given for some keys."},
+    {"/sweep", FIELD_SWEEP, 0, FIELD_NOT_KEPT | FIELD_NULLABLE, "null",
+     .help = "One job for each combination of the values given for some dotted keys; null is one job."},
 };
 /* clang-format on */
 
@@ -292,6 +325,27 @@ const int jobspec_n_fields = sizeof jobspec_fields / sizeof jobspec_fields[0];
 const char *jobspec_field_key(const struct field *f)
 {
     return strrchr(f->pointer, '/') + 1;
+}
+
+bool jobspec_field_exists_with(const struct field *f, const char *value)
+{
+    for (int i = 0; f->when_values[i]; i++)
+        if (strcmp(f->when_values[i], value) == 0)
+            return true;
+    return false;
+}
+
+void jobspec_field_when(const struct field *f, char quote, char *out, size_t out_bytes)
+{
+    const char *const *v = f->when_values;
+    size_t n = 0;
+
+    for (int i = 0; v[i] && n < out_bytes; i++)
+        n += (size_t)snprintf(out + n, out_bytes - n, "%s%c%s%c",
+                              i == 0     ? ""
+                              : v[i + 1] ? ", "
+                                         : " or ",
+                              quote, v[i], quote);
 }
 
 bool jobspec_field_is_child(const struct field *f, const char *parent)
@@ -321,13 +375,13 @@ static void accepted_choices(const struct field *f, char *out, size_t cap)
 static void accepted_number(const struct field *f, const char *what, char *out, size_t cap)
 {
     if (f->min == f->max)
-        snprintf(out, cap, "%.17g", f->min);
+        snprintf(out, cap, "%.16g", f->min);
     else if (f->flags & (FIELD_MIN_OUT | FIELD_MAX_OUT))
-        snprintf(out, cap, "%s %s %.17g and %s %.17g", what,
+        snprintf(out, cap, "%s %s %.16g and %s %.16g", what,
                  f->flags & FIELD_MIN_OUT ? "above" : "of at least", f->min,
                  f->flags & FIELD_MAX_OUT ? "below" : "at most", f->max);
     else
-        snprintf(out, cap, "%s from %.17g to %.17g", what, f->min, f->max);
+        snprintf(out, cap, "%s from %.16g to %.16g", what, f->min, f->max);
 }
 
 void jobspec_field_accepted(const struct field *f, char *out, size_t out_bytes)
@@ -367,8 +421,11 @@ void jobspec_field_accepted(const struct field *f, char *out, size_t out_bytes)
         accepted_number(f, "a number", kind + n, sizeof kind - (size_t)n);
         break;
     }
-    case FIELD_ANY:
-        snprintf(kind, sizeof kind, "%s", f->def);
+    case FIELD_IDS:
+        snprintf(kind, sizeof kind, "an array of at most %d different job ids", JOBSPEC_MAX_AFTER);
+        break;
+    case FIELD_SWEEP:
+        snprintf(kind, sizeof kind, "an object of dotted keys with arrays of values");
         break;
     }
     snprintf(out, out_bytes, "%s%s", f->flags & FIELD_NULLABLE ? "null or " : "", kind);

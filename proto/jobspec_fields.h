@@ -25,7 +25,8 @@ enum field_type {
     FIELD_NUMBER, /* number between min and max; double */
     FIELD_NUMBERS, /* array of 1 … JOBSPEC_MAX_MILESTONES numbers between min and max; double[] and, after it,
                       int */
-    FIELD_ANY,     /* any value; only with FIELD_FIXED */
+    FIELD_IDS,     /* array of at most JOBSPEC_MAX_AFTER different job ids; int64_t[] and, after it, int */
+    FIELD_SWEEP,   /* {"dotted.key": [value, …], …}; taken apart by jobspec_expand(), refused elsewhere */
 };
 
 enum field_flags {
@@ -41,7 +42,7 @@ struct field_choice {
     int value; /* FIELD_LATER: known, refused in this version */
 };
 
-enum { FIELD_LATER = -1 };
+enum { FIELD_LATER = -1, FIELD_MAX_WHEN = 3 };
 
 struct field {
     const char *pointer; /* "/data/long_tail/factor" */
@@ -53,11 +54,11 @@ struct field {
     double null_value;
     size_t cap_bytes;                   /* of the char array, NUL included */
     const struct field_choice *choices; /* ends with a NULL name */
-    const char *when_key,
-        *when_value; /* the key exists only where this sibling (an earlier row) has this value */
-    int64_t (*derive)(const struct jobspec *spec); /* default that depends on earlier rows */
-    const char *derive_text;                       /* how docs state it */
-    const char *help;                              /* one sentence */
+    const char *when_key;               /* the key exists only where this sibling (an earlier row) has … */
+    const char *when_values[FIELD_MAX_WHEN + 1];  /* … one of these values; ends with NULL */
+    double (*derive)(const struct jobspec *spec); /* default that depends on earlier rows */
+    const char *derive_text;                      /* how docs state it */
+    const char *help;                             /* one sentence */
 };
 
 extern const struct field jobspec_fields[];
@@ -68,6 +69,12 @@ const char *jobspec_field_key(const struct field *f);
 
 /* True when f is a direct child of the object at pointer `parent` ("" is the root). */
 bool jobspec_field_is_child(const struct field *f, const char *parent);
+
+/* True when `value` of the key that decides lets f exist. */
+bool jobspec_field_exists_with(const struct field *f, const char *value);
+
+/* The values with which it exists, each in `quote`s: "adam", "adamw" or "lars". */
+void jobspec_field_when(const struct field *f, char quote, char *out, size_t out_bytes);
 
 /* "null or a whole number from 1 to 1024". */
 void jobspec_field_accepted(const struct field *f, char *out, size_t out_bytes);

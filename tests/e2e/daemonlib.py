@@ -134,7 +134,7 @@ class Daemon:
         self.state = self.dir / "state"
         self.socket = self.dir / "d.sock"
         self.log = self.dir / "daemon.log"
-        self.options = ["--launcher", launcher, "--slots", str(slots), *map(str, options)]
+        self.options = ["--launcher", launcher, "--slots", str(slots), "--retry-ms", "10", *map(str, options)]
         self.env = {**os.environ, "BATCHFORMER_FAKE": behaviour, "OMP_NUM_THREADS": "1", **(env or {})}
         self.process = None
         self.stdin = subprocess.DEVNULL

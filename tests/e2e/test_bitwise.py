@@ -16,6 +16,8 @@ VARIANTS = {
                                       "train__max_grad_norm": 0.5},
     "odd shards": {"train__batch_size": 23, "train__micro_shards": 5, "eval__batch_size": 31},
     "module at evaluation": {"batchformer__eval": True, "optim__momentum": 0},
+    "adamw, moving average": {"optim": {"kind": "adamw", "lr": 0.003, "ema": 0.8}},
+    "lars, clipping": {"optim": {"kind": "lars", "lr": 0.5, "trust_coefficient": 0.02}, "train__max_grad_norm": 1},
 }
 
 

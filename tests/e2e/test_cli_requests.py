@@ -56,7 +56,7 @@ def test_usage_errors(args, part):
     assert run.stdout == ""
 
 
-@pytest.mark.parametrize("command", ["top", "pause", "resume", "requeue", "node", "eval", "export", "report"])
+@pytest.mark.parametrize("command", ["top", "node", "eval", "export", "report"])
 def test_commands_of_later_versions_are_refused(command):
     run = bfctl(command, "1")
     assert run.returncode == 2

@@ -2,6 +2,8 @@
  * forward and backward, gradients defined and added to, in f32 and in bf16. On simulated GPUs here, on a real
  * one in tests/cuda.
  *
+ * The optimisers' sweeps over flat ranges are compared as well.
+ *
  * $BF_PARITY_SKIP names operators to leave out, with commas: under a sanitizer those that are the vendor's.
  *
  * In bf16 the CPU computes in f32 from inputs that were rounded to bf16, so that only the rounding of results
@@ -291,6 +293,122 @@ static void test_bf16(void **state)
     }
 }
 
+/* ---- sweeps over flat ranges ---- */
+
+enum { FLAT_COUNT = 2 * FLAT_CHUNK + 1000 };
+enum { BUF_W, BUF_G, BUF_M, BUF_V, BUF_AVERAGE, N_BUFS };
+
+/* The same numbers in both backends' memory, and tables of tensors. */
+struct flat_pair {
+    struct backend *be;
+    float *buf[N_BUFS];
+    struct step_scalars *s;
+    struct lars_args lars;
+};
+
+static void *on(struct backend *be, const void *host, size_t bytes)
+{
+    struct err e = ERR_INIT;
+    void *p = be->ops->mem_alloc(be, bytes, &e);
+
+    CHECK(p && be->ops->upload(be, p, host, bytes, &e) == 0, "memory of %s: %s", be->ops->name, e.msg);
+    return p;
+}
+
+static void flat_init(struct flat_pair *f, struct backend *be)
+{
+    struct flat_tensor tensors[] = {
+        {.first = 0, .count = 100, .lr_scale = 1},
+        {.first = 112, .count = 2 * FLAT_CHUNK + 3, .lr_scale = 0.5, .weight_decay = 0.1f, .adapts = 1},
+        {.first = 2 * FLAT_CHUNK + 128, .count = 800, .lr_scale = 1, .weight_decay = 0.1f, .adapts = 1},
+    };
+    const struct step_scalars s = {.lr = 0.1, .update = 3, .max_grad_norm = 2, .grad_norm = 5};
+    struct flat_chunk chunks[8];
+    float *x = xmalloc(FLAT_COUNT * sizeof *x);
+    double zero[16] = {0};
+
+    *f = (struct flat_pair){.be = be, .s = on(be, &s, sizeof s)};
+    for (int b = 0; b < N_BUFS; b++) {
+        for (int i = 0; i < FLAT_COUNT; i++)
+            x[i] = (float)op_uniform(9, (uint32_t)b, i) + (b == BUF_V ? 2 : 0);
+        f->buf[b] = on(be, x, FLAT_COUNT * sizeof *x);
+    }
+    free(x);
+    f->lars = (struct lars_args){.n_tensors = 3,
+                                 .n_chunks = flat_chunks(tensors, 3, NULL),
+                                 .partials = on(be, zero, sizeof zero),
+                                 .trust = on(be, zero, sizeof zero),
+                                 .coefficient = 0.5,
+                                 .eps = 1e-3,
+                                 .momentum = 0.9f,
+                                 .nesterov = true};
+    assert_int_equal(flat_chunks(tensors, 3, chunks), 5);
+    f->lars.tensors = on(be, tensors, sizeof tensors);
+    f->lars.chunks = on(be, chunks, sizeof chunks);
+}
+
+static void flat_free(struct flat_pair *f)
+{
+    void *const all[] = {f->s, (void *)f->lars.tensors, (void *)f->lars.chunks, f->lars.partials,
+                         f->lars.trust};
+
+    for (int b = 0; b < N_BUFS; b++)
+        f->be->ops->mem_free(f->be, f->buf[b]);
+    for (size_t i = 0; i < sizeof all / sizeof *all; i++)
+        f->be->ops->mem_free(f->be, all[i]);
+}
+
+static const char *const sweeps[] = {"sgd", "adam", "adamw", "lars"};
+
+/* One update, and the average of it. */
+static void flat_update(struct flat_pair *f, int sweep)
+{
+    const struct flat_ops *ops = f->be->ops->flat;
+    const struct sgd_args sgd = {.lr_scale = 2, .momentum = 0.9f, .weight_decay = 0.1f, .nesterov = true};
+    const struct adam_args adam = {.lr_scale = 2,
+                                   .beta1 = 0.9,
+                                   .beta2 = 0.99,
+                                   .eps = 1e-3f,
+                                   .weight_decay = 0.1f,
+                                   .decoupled = sweep == 2};
+    float **b = f->buf;
+    struct err e = ERR_INIT;
+    int rc = sweep == 0 ? ops->sgd(f->be, b[BUF_W], b[BUF_G], b[BUF_M], FLAT_COUNT, &sgd, f->s, &e)
+             : sweep < 3
+                 ? ops->adam(f->be, b[BUF_W], b[BUF_G], b[BUF_M], b[BUF_V], FLAT_COUNT, &adam, f->s, &e)
+                 : ops->lars(f->be, b[BUF_W], b[BUF_G], b[BUF_M], &f->lars, f->s, &e);
+
+    CHECK(rc == 0 && ops->ema(f->be, b[BUF_AVERAGE], b[BUF_W], FLAT_COUNT, 0.75, f->s, &e) == 0,
+          "%s on %s: %s", sweeps[sweep], f->be->ops->name, e.msg);
+}
+
+static void test_sweeps(void **state)
+{
+    struct backend **be = *state;
+    float *host[2] = {xmalloc(FLAT_COUNT * sizeof(float)), xmalloc(FLAT_COUNT * sizeof(float))};
+
+    for (int sweep = 0; sweep < 4; sweep++) {
+        struct flat_pair f[2];
+        for (int i = 0; i < 2; i++) {
+            flat_init(&f[i], be[i]);
+            flat_update(&f[i], sweep);
+        }
+        for (int b = 0; b < N_BUFS; b++) {
+            for (int i = 0; i < 2; i++)
+                assert_int_equal(
+                    be[i]->ops->download(be[i], host[i], f[i].buf[b], FLAT_COUNT * sizeof(float), NULL), 0);
+            double d = op_distance(host[1], host[0], DTYPE_F32, FLAT_COUNT);
+            CHECK(d <= 1e-6, "%s: buffer %d differs by %.2e of its norm", sweeps[sweep], b, d);
+        }
+        flat_free(&f[0]);
+        flat_free(&f[1]);
+    }
+    free(host[0]);
+    free(host[1]);
+}
+
+/* ---- the rest ---- */
+
 /* What was brought ahead arrives, in one piece and in many, and only what is asked for: other ranges and
  * sizes take the usual way, and what was forgotten does so, too. */
 static void test_upload_ahead(void **state)
@@ -370,6 +488,7 @@ int main(void)
         cmocka_unit_test(test_upload_ahead),
         cmocka_unit_test(test_f32),
         cmocka_unit_test(test_bf16),
+        cmocka_unit_test(test_sweeps),
     };
 
     if (cuda_device_count(&e) == 0) {

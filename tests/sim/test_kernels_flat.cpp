@@ -99,31 +99,32 @@ static void sgd_case(int64_t n, int shift, bool nesterov, bool keep_grad, double
     check_near("gradient of sgd", s.g.get(), g);
 }
 
-static void adamw_case(int64_t n, int shift, uint64_t step_no, double beta1, Hash *h)
+static void adam_case(int64_t n, int shift, double update, double beta1, bool decoupled, Hash *h)
 {
     struct state s(n, shift);
     Array<struct step_scalars> dev(1);
-    const struct step_scalars host = scalars(0.01, 2, 4);
-    const struct flat_adamw_args a = {beta1, 0.999, 1e-8f, 0.05f};
+    struct step_scalars host = scalars(0.01, 2, 4);
+    const struct adam_args a = {2, beta1, 0.999, 1e-8f, 0.05f, decoupled};
     const struct flat_range r = s.range(2);
-    Step step(1, step_no);
-    const double t = (double)step_no + 1, lr = 0.02;
+    const double lr = 0.02;
     std::vector<double> w((size_t)n), m((size_t)n), v((size_t)n);
 
+    host.update = update;
     dev.set({host});
-    CUDA_OK(flat_adamw(&r, s.m.ptr(), s.v.ptr(), &a, step.ptr(), dev.ptr(), nullptr));
+    CUDA_OK(flat_adam(&r, s.m.ptr(), s.v.ptr(), &a, dev.ptr(), nullptr));
     s.add(h);
     for (int64_t i = 0; i < n; i++) {
-        const double g = clip_of(host) * s.g0[i];
+        const double g = clip_of(host) * s.g0[i] + (decoupled ? 0 : 0.05 * s.w0[i]);
 
         m[i] = beta1 * s.m0[i] + (1 - beta1) * g;
         v[i] = 0.999 * s.v0[i] + 0.001 * g * g;
-        w[i] = s.w0[i] * (1 - lr * 0.05) -
-               lr / (1 - pow(beta1, t)) * m[i] / (sqrt(v[i]) / sqrt(1 - pow(0.999, t)) + 1e-8);
+        w[i] = s.w0[i] * (decoupled ? 1 - lr * 0.05 : 1) -
+               lr / (1 - pow(beta1, update)) * m[i] / (sqrt(v[i]) / sqrt(1 - pow(0.999, update)) + 1e-8);
     }
-    s.check_weights("adamw", w);
+    s.check_weights("adam", w);
     check_near("first moment", s.m.get(), m);
     check_near("second moment", s.v.get(), v);
+    CHECK(s.g.get() == s.g0, "adam: gradients changed");
 }
 
 static double norm(const std::vector<float> &x, int64_t first, int64_t n)
@@ -167,10 +168,10 @@ static void lars_case(int shift, bool nesterov, Hash *h)
     dev_tensors.set(tensors);
     dev_chunks.set(chunks);
     dev.set({host});
-    const struct flat_lars_args a = {
-        dev_tensors.ptr(), dev_chunks.ptr(), n_tensors,   n_chunks, s.w.ptr(), s.g.ptr(), s.m.ptr(),
-        s.half.ptr(),      partials.ptr(),   trust.ptr(), 0.001,    1e-9,      0.9f,      nesterov};
-    CUDA_OK(flat_lars(&a, dev.ptr(), nullptr));
+    const struct flat_range r = s.range(1);
+    const struct lars_args a = {dev_tensors.ptr(), dev_chunks.ptr(), n_tensors, n_chunks, partials.ptr(),
+                                trust.ptr(),       0.001,            1e-9,      0.9f,     nesterov};
+    CUDA_OK(flat_lars(&r, s.m.ptr(), &a, dev.ptr(), nullptr));
     s.add(h);
     const std::vector<bf16> half = s.half.get();
     const std::vector<float> is = s.w.get();
@@ -219,7 +220,7 @@ static void skip_case(double loss_not_finite, double grad_not_finite)
     Array<struct step_scalars> dev(1);
     struct step_scalars host = scalars(0.1, 1, NAN);
     const struct flat_sgd_args sgd = {0.9f, 0, 0, 1};
-    const struct flat_adamw_args adamw = {0.9, 0.999, 1e-8f, 0};
+    const struct adam_args adam = {1, 0.9, 0.999, 1e-8f, 0, true};
     const struct flat_range r = s.range(1);
     std::vector<struct flat_tensor> tensors = {{0, n, 0, 1, 1, 0, 1}};
     struct flat_chunk chunk;
@@ -227,7 +228,6 @@ static void skip_case(double loss_not_finite, double grad_not_finite)
     Array<struct flat_chunk> dev_chunks(1);
     Array<double> partials(2);
     Array<float> trust(1);
-    Step step(1, 0);
 
     host.loss_not_finite = loss_not_finite;
     host.grad_not_finite = grad_not_finite;
@@ -235,12 +235,11 @@ static void skip_case(double loss_not_finite, double grad_not_finite)
     flat_chunks(tensors.data(), 1, &chunk);
     dev_tensors.set(tensors);
     dev_chunks.set({chunk});
-    const struct flat_lars_args lars = {
-        dev_tensors.ptr(), dev_chunks.ptr(), 1,           1,     s.w.ptr(), s.g.ptr(), s.m.ptr(),
-        s.half.ptr(),      partials.ptr(),   trust.ptr(), 0.001, 0,         0.9f,      0};
+    const struct lars_args lars = {dev_tensors.ptr(), dev_chunks.ptr(), 1, 1,    partials.ptr(),
+                                   trust.ptr(),       0.001,            0, 0.9f, false};
     CUDA_OK(flat_sgd(&r, s.m.ptr(), &sgd, dev.ptr(), nullptr));
-    CUDA_OK(flat_adamw(&r, s.m.ptr(), s.v.ptr(), &adamw, step.ptr(), dev.ptr(), nullptr));
-    CUDA_OK(flat_lars(&lars, dev.ptr(), nullptr));
+    CUDA_OK(flat_adam(&r, s.m.ptr(), s.v.ptr(), &adam, dev.ptr(), nullptr));
+    CUDA_OK(flat_lars(&r, s.m.ptr(), &lars, dev.ptr(), nullptr));
     CUDA_OK(flat_ema(s.m.ptr(), s.w.ptr(), n, 0.9, dev.ptr(), nullptr));
     s.check_untouched("not finite");
 }
@@ -282,7 +281,7 @@ static void vote_case(double loss, bool counts)
     struct step_scalars s = scalars(0.5, 3, 2);
 
     s.grad_not_finite = 1;
-    s.stop = s.checkpoint = s.digest[2] = 55;
+    s.update = s.stop = s.checkpoint = s.digest[2] = 55;
     dev_loss.set({loss});
     dev.set({s});
     CUDA_OK(flat_vote(counts ? dev_loss.ptr() : nullptr, dev.ptr(), nullptr));
@@ -290,7 +289,7 @@ static void vote_case(double loss, bool counts)
     CHECK(near(s.loss, counts ? loss : 0, 0, 0) && s.loss_not_finite == (counts && !std::isfinite(loss)),
           "share of the loss");
     CHECK(s.lr == 0.5 && s.max_grad_norm == 3 && s.grad_norm == 2 && s.grad_not_finite == 1 && s.stop == 55 &&
-              s.checkpoint == 55 && s.digest[2] == 55,
+              s.checkpoint == 55 && s.update == 55 && s.digest[2] == 55,
           "what is not of the loss");
     CHECK(offsetof(struct step_scalars, digest) + sizeof s.digest - offsetof(struct step_scalars, loss) ==
               STEP_VOTE_COUNT * sizeof(double),
@@ -321,8 +320,9 @@ static void cases(Hash *h)
             sgd_case(n, shift ? ALL_OFF : ALIGNED, false, true, 0, h);
             sgd_case(n, shift ? ALL_OFF : ALIGNED, true, false, 1, h);
             sgd_case(n, shift ? ALL_OFF : ALIGNED, true, true, 100, h);
-            adamw_case(n, shift ? ALL_OFF : ALIGNED, 0, 0.9, h);
-            adamw_case(n, shift ? ALL_OFF : ALIGNED, 100000, 0, h);
+            adam_case(n, shift ? ALL_OFF : ALIGNED, 1, 0.9, true, h);
+            adam_case(n, shift ? ALL_OFF : ALIGNED, 100000, 0, true, h);
+            adam_case(n, shift ? ALL_OFF : ALIGNED, 3, 0.9, false, h);
             ema_case(n, shift ? ALL_OFF : ALIGNED, h);
             scale_case(n, shift);
             sumsq_case(n, shift, &sum);
@@ -333,7 +333,7 @@ static void cases(Hash *h)
     sumsq_case(9000001, 0, h); /* more steps than partial sums */
     for (int array = 0; array < 5; array++) {
         sgd_case(1000, 1 << array, false, true, 0, h);
-        adamw_case(1000, 1 << array, 5, 0.9, h);
+        adam_case(1000, 1 << array, 6, 0.9, array & 1, h);
         ema_case(1000, 1 << array, h);
         lars_case(1 << array, array & 1, h);
     }

@@ -16,6 +16,7 @@
 #define ENGINE_BACKEND_H
 
 #include "worker/comm/comm.h"
+#include "worker/engine/flat.h"
 #include "worker/engine/graph.h"
 
 /* What random draws are keyed by, set before each step. */
@@ -52,41 +53,6 @@ struct kernel {
     void (*release)(void *state);  /* may be NULL */
     int (*forward)(const struct op_call *c, struct err *e);
     int (*backward)(const struct op_call *c, struct err *e);
-};
-
-/* What a training step is told and what it finds, in device memory: so a step is a fixed piece of work that
- * never asks the host, and that a GPU can record once and replay. The host writes it before the step and
- * reads it after. From `loss` to `digest` it is the vote: each rank's part before, the sums over the ranks
- * after. */
-struct step_scalars {
-    double lr;            /* of this step */
-    double max_grad_norm; /* 0: gradients are not clipped */
-    double loss;          /* this rank's share → the loss of the global mini-batch */
-    double loss_not_finite, grad_not_finite, stop, checkpoint; /* says this rank → ranks that say so */
-    double digest[4]; /* of the rows that were fed: 16 bits each, lowest first; doubles add them exactly */
-    double grad_norm; /* of the global gradient, before clipping */
-};
-
-enum { STEP_VOTE_COUNT = 9 }; /* doubles from `loss` on */
-
-struct sgd_args {
-    double lr_scale; /* × the step's learning rate */
-    float momentum, weight_decay;
-    bool nesterov;
-};
-
-/* Sweeps over flat fp32 ranges in device memory. */
-struct flat_ops {
-    /* s->loss = *loss (0 where loss is NULL), s->grad_norm = sqrt(Σ grads²), and whether they are finite. */
-    int (*measure)(struct backend *be, const float *grads, size_t n, const double *loss,
-                   struct step_scalars *s, struct err *e);
-    /* g = c·g + wd·w; m = momentum·m + g; w -= lr·(nesterov ? g + momentum·m : m), as torch.optim.SGD after
-     * torch.nn.utils.clip_grad_norm_: c = max_grad_norm / (grad_norm + 1e-6) where that is below 1. g is left
-     * clipped and decayed. Nothing is touched when the vote says that something is not finite. */
-    int (*sgd)(struct backend *be, float *w, float *g, float *m, size_t n, const struct sgd_args *a,
-               const struct step_scalars *s, struct err *e);
-    /* *out (host) = Σx² in fp64 over fixed chunks; not finite when any x is not. */
-    int (*sumsq)(struct backend *be, const float *x, size_t n, double *out, struct err *e);
 };
 
 struct backend_ops {

@@ -164,14 +164,14 @@ static int mid_write_fault(void *arg, int i, int n, struct err *e)
 }
 
 static int write_files(struct checkpoint *c, const struct checkpoint_state *st, const struct params *ps,
-                       const float *momentum, const char *dir, struct err *e)
+                       const struct optim_states *states, const char *dir, struct err *e)
 {
     struct weights_hook hook = {mid_write_fault, c};
     char *model = fs_join(dir, checkpoint_files[0]), *state = fs_join(dir, checkpoint_files[1]);
     int rc = weights_save(model, ps, NULL, st->step, NULL, e);
 
     if (rc == 0)
-        rc = weights_save_flat(state, ps, "momentum", momentum, &hook, e);
+        rc = weights_save_states(state, ps, states, &hook, e);
     if (rc == 0)
         rc = write_manifest(c, st, dir, e);
     free(model);
@@ -246,7 +246,7 @@ static int prune(const struct checkpoint *c, int64_t step, struct err *e)
 }
 
 int checkpoint_save(struct checkpoint *c, const struct checkpoint_state *st, const struct params *ps,
-                    const float *momentum, struct err *e)
+                    const struct optim_states *states, struct err *e)
 {
     char *tmp = xasprintf("%s/.tmp-step-%08lld.%ld", c->dir, (long long)st->step, (long)getpid());
     char *path = checkpoint_path(c, st->step);
@@ -257,7 +257,7 @@ int checkpoint_save(struct checkpoint *c, const struct checkpoint_state *st, con
     if (rc == 0)
         rc = fs_mkdir_p(tmp, e);
     if (rc == 0)
-        rc = write_files(c, st, ps, momentum, tmp, e);
+        rc = write_files(c, st, ps, states, tmp, e);
     if (rc == 0)
         rc = publish(c, tmp, path, e);
     if (rc < 0)

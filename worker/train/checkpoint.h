@@ -3,7 +3,8 @@
  *   DIR/step-00000200/manifest.json        step, epoch position, best metrics, receipts (receipt.h), spec,
  *                                            checksums of data and files
  *                      model.safetensors    weights and buffers (weights.h), module included
- *                      state.safetensors    momentum.NAME for every weight
+ *                      state.safetensors    what the optimiser keeps of every weight: momentum.NAME, …
+ *                                             (optim.h)
  *
  * Manifests are of version 2. One of version 1 has no receipts: it is loaded, those of the steps before it
  * stay unknown, and the log says so.
@@ -28,7 +29,7 @@
 #include <cjson/cJSON.h>
 #include "common/hash.h"
 #include "common/log.h"
-#include "worker/engine/params.h"
+#include "worker/train/optim.h"
 #include "worker/train/receipt.h"
 
 /* The best validation so far; epoch -1: none yet. */
@@ -58,14 +59,13 @@ struct checkpoint {
 void checkpoint_init(struct checkpoint *c, const char *run_dir, int64_t keep);
 void checkpoint_free(struct checkpoint *c);
 
-/* `momentum` is a device buffer of the layout of ps->weights. */
 int checkpoint_save(struct checkpoint *c, const struct checkpoint_state *st, const struct params *ps,
-                    const float *momentum, struct err *e);
+                    const struct optim_states *states, struct err *e);
 
-/* 1: loaded into ps, momentum and *st. 0: there is no checkpoint. -1: all are damaged, or one belongs to
- * another job; ps and momentum may then hold parts of it. */
-int checkpoint_load(struct checkpoint *c, struct checkpoint_state *st, struct params *ps, float *momentum,
-                    struct err *e);
+/* 1: loaded into ps, the states and *st. 0: there is no checkpoint. -1: all are damaged, or one belongs to
+ * another job; ps and the states may then hold parts of it. */
+int checkpoint_load(struct checkpoint *c, struct checkpoint_state *st, struct params *ps,
+                    const struct optim_states *states, struct err *e);
 
 /* Steps of the checkpoints in DIR, whole or not, falling. Returns how many; *out is malloc'ed. */
 int checkpoint_list(const struct checkpoint *c, int64_t **out);

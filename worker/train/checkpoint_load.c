@@ -167,22 +167,23 @@ static int check_belongs(const struct checkpoint *c, const struct opened *o, str
     return 0;
 }
 
-static int read_tensors(const struct opened *o, struct params *ps, float *momentum, struct err *e)
+static int read_tensors(const struct opened *o, struct params *ps, const struct optim_states *states,
+                        struct err *e)
 {
     if (weights_load(o->files[0], ps, e) < 0)
         return -1;
-    return weights_load_flat(o->files[1], ps, "momentum", momentum, e);
+    return weights_load_states(o->files[1], ps, states, e);
 }
 
 /* 1: loaded. 0: damaged, *e says how. -1: belongs to another job. */
 static int try_load(struct checkpoint *c, int64_t step, struct checkpoint_state *st, struct params *ps,
-                    float *momentum, struct err *e)
+                    const struct optim_states *states, struct err *e)
 {
     struct opened o = {.dir = checkpoint_path(c, step)};
     int rc = 0;
 
     if (open_manifest(&o, step, e) == 0 && open_files(&o, e) == 0) {
-        rc = check_belongs(c, &o, e) == 0 && read_tensors(&o, ps, momentum, e) == 0 ? 1 : -1;
+        rc = check_belongs(c, &o, e) == 0 && read_tensors(&o, ps, states, e) == 0 ? 1 : -1;
         if (rc == 1) {
             *st = o.st;
             if (st->receipts.from > 0)
@@ -199,14 +200,14 @@ static int try_load(struct checkpoint *c, int64_t step, struct checkpoint_state 
     return rc;
 }
 
-int checkpoint_load(struct checkpoint *c, struct checkpoint_state *st, struct params *ps, float *momentum,
-                    struct err *e)
+int checkpoint_load(struct checkpoint *c, struct checkpoint_state *st, struct params *ps,
+                    const struct optim_states *states, struct err *e)
 {
     int64_t *steps;
     int n = checkpoint_list(c, &steps), rc = 0;
 
     for (int i = 0; i < n && rc == 0; i++) {
-        rc = try_load(c, steps[i], st, ps, momentum, e);
+        rc = try_load(c, steps[i], st, ps, states, e);
         if (rc == 0)
             log_warn(c->log, "checkpoint of step %lld is damaged and not used: %s", (long long)steps[i],
                      e->msg);

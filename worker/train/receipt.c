@@ -6,7 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include "common/json.h"
-#include "worker/engine/backend.h"
+#include "worker/train/optim.h"
 
 void receipts_init(struct receipts *r, int64_t from)
 {
@@ -62,14 +62,32 @@ static size_t param_bytes(const struct param *p)
     return (size_t)shape_count(p->shape) * sizeof(float);
 }
 
-int receipt_hash(const struct params *ps, enum param_kind kind, const float *flat, struct hash_hex *out,
-                 struct err *e)
+/* Tensors of a kind; `flat` (a device buffer of the layout of ps->weights, or NULL) takes the place of the
+ * parameters' own values. */
+static int add_tensors(struct hash_stream *h, const struct params *ps, enum param_kind kind,
+                       const float *flat, float *host, struct err *e)
 {
     struct backend *be = ps->backend;
+
+    for (int i = 0; i < ps->n; i++) {
+        const struct param *p = ps->v[i];
+        if (p->kind != kind)
+            continue;
+        if (be->ops->download(be, host, flat ? flat + p->offset : p->value, param_bytes(p), e) < 0)
+            return -1;
+        hash_stream_add(h, p->name, strlen(p->name) + 1);
+        hash_stream_add(h, host, param_bytes(p));
+    }
+    return 0;
+}
+
+/* flats: n of them. */
+static int hash_all(const struct params *ps, enum param_kind kind, const float *const *flats, int n,
+                    struct hash_hex *out, struct err *e)
+{
     size_t most = sizeof(float);
     int rc = 0;
 
-    ASSERT(!flat || kind == PARAM_WEIGHT);
     for (int i = 0; i < ps->n; i++)
         if (param_bytes(ps->v[i]) > most)
             most = param_bytes(ps->v[i]);
@@ -77,17 +95,28 @@ int receipt_hash(const struct params *ps, enum param_kind kind, const float *fla
     if (!host)
         return err_set(e, "receipt: no memory for a tensor of %zu bytes", most);
     struct hash_stream *h = hash_stream_create();
-    for (int i = 0; i < ps->n && rc == 0; i++) {
-        const struct param *p = ps->v[i];
-        if (p->kind != kind)
-            continue;
-        rc = be->ops->download(be, host, flat ? flat + p->offset : p->value, param_bytes(p), e);
-        hash_stream_add(h, p->name, strlen(p->name) + 1);
-        hash_stream_add(h, host, param_bytes(p));
-    }
+    for (int k = 0; k < n && rc == 0; k++)
+        rc = add_tensors(h, ps, kind, flats[k], host, e);
     *out = hash_stream_end(h);
     free(host);
     return rc < 0 ? err_wrap(e, "receipt") : 0;
+}
+
+int receipt_hash(const struct params *ps, enum param_kind kind, struct hash_hex *out, struct err *e)
+{
+    const float *own = NULL;
+
+    return hash_all(ps, kind, &own, 1, out, e);
+}
+
+int receipt_hash_states(const struct params *ps, const struct optim_states *states, struct hash_hex *out,
+                        struct err *e)
+{
+    const float *flats[OPTIM_MAX_STATES];
+
+    for (int k = 0; k < states->n; k++)
+        flats[k] = states->v[k].values;
+    return hash_all(ps, PARAM_WEIGHT, flats, states->n, out, e);
 }
 
 static int count_like(const struct hash_hex *all, int size, int rank)

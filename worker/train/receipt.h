@@ -10,7 +10,7 @@
  * - loss: of the global mini-batch of this step, as text that gives the same bits when read.
  * - weights: all trained tensors after the step.
  * - buffers: running statistics, rank 0's.
- * - optimizer: its momentum.
+ * - optimizer: what it keeps of each weight (optim.h), state after state.
  *
  * Tensors come in order of declaration, each as its name, a zero byte, and its elements (fp32,
  * little-endian); padding and layout in memory do not count.
@@ -59,10 +59,13 @@ void receipts_feed(struct receipts *r, uint64_t digest);
 /* Appends; its order is the running one. */
 void receipts_add(struct receipts *r, const struct receipt *one);
 
-/* Hash of the tensors of one kind. `flat` (a device buffer of the layout of ps->weights, kind PARAM_WEIGHT)
- * takes the place of the parameters' own values. */
-int receipt_hash(const struct params *ps, enum param_kind kind, const float *flat, struct hash_hex *out,
-                 struct err *e);
+/* Hash of the tensors of one kind. */
+int receipt_hash(const struct params *ps, enum param_kind kind, struct hash_hex *out, struct err *e);
+
+/* Hash of the states, one after the other as if each held the weights. */
+struct optim_states; /* optim.h */
+int receipt_hash_states(const struct params *ps, const struct optim_states *states, struct hash_hex *out,
+                        struct err *e);
 
 /* A rank that holds something else than most do (equal numbers: than the one with the lowest rank). */
 struct receipt_odd {

@@ -1,6 +1,7 @@
 /* spec_match - see spec_match.h. */
 #include "worker/train/spec_match.h"
 
+#include <stdbool.h>
 #include <stdio.h>
 #include <string.h>
 #include "common/json.h"
@@ -46,6 +47,12 @@ static int match_objects(char *at, size_t size, const cJSON *saved, const cJSON 
     return 0;
 }
 
+/* A key that a version did not have yet is as good as one that is null. */
+static bool is_none(const cJSON *v)
+{
+    return !v || cJSON_IsNull(v);
+}
+
 static int match(char *at, size_t size, const cJSON *saved, const cJSON *now, struct err *e)
 {
     for (size_t i = 0; i < sizeof may_differ / sizeof *may_differ; i++)
@@ -53,7 +60,9 @@ static int match(char *at, size_t size, const cJSON *saved, const cJSON *now, st
             return 0;
     if (cJSON_IsObject(saved) && cJSON_IsObject(now))
         return match_objects(at, size, saved, now, e);
-    return saved && now && cJSON_Compare(saved, now, 1) ? 0 : differs(at, saved, now, e);
+    return is_none(saved) == is_none(now) && (is_none(saved) || cJSON_Compare(saved, now, 1))
+               ? 0
+               : differs(at, saved, now, e);
 }
 
 int spec_match(const cJSON *saved, const cJSON *now, struct err *e)

@@ -2,7 +2,8 @@
  *
  * Everything that shapes the function being trained must be equal: model, module, data, loss, optimiser, seed
  * and global batch size. What may differ is a short list of JSON Pointers in spec_match.c: how long, how
- * often, where and with which resources. Both documents are resolved specs, with every default written out.
+ * often, where and with which resources. Both documents are resolved specs, with every default written out;
+ * a key that an older version did not have counts as null.
  */
 #ifndef TRAIN_SPEC_MATCH_H
 #define TRAIN_SPEC_MATCH_H

@@ -101,14 +101,26 @@ static int load_start(struct trainer *t, struct err *e)
 {
     const struct task_ops *ops = t->task->ops;
     const char *init = t->cfg.spec->init.weights;
-    int rc = t->cfg.resume ? checkpoint_load(&t->checkpoint, &t->at, t->params, t->optim->momentum, e) : 0;
+    int rc = t->cfg.resume ? checkpoint_load(&t->checkpoint, &t->at, t->params, &t->optim->states, e) : 0;
 
     if (rc != 0)
         return rc;
     t->at = (struct checkpoint_state){.best.epoch = -1, .best.step = -1};
     receipts_init(&t->at.receipts, 0);
-    if (*init)
-        return weights_load_init(init, t->params, ops->classifier(t->task), ops->train_only, t->cfg.log, e);
+    if (*init &&
+        weights_load_init(init, t->params, ops->classifier(t->task), ops->train_only, t->cfg.log, e) < 0)
+        return -1;
+    return optim_begin(t->optim, e);
+}
+
+static int broadcast_states(struct trainer *t, struct err *e)
+{
+    const struct optim_states *s = &t->optim->states;
+
+    for (int i = 0; i < s->n; i++)
+        if (comm_broadcast(t->cfg.device_comm, s->v[i].values, t->params->n_weights * sizeof(float), 0, e) <
+            0)
+            return -1;
     return 0;
 }
 
@@ -124,8 +136,7 @@ static int broadcast_start(struct trainer *t, int *loaded, struct err *e)
     if (comm_broadcast(comm, &start, sizeof start, 0, e) < 0 ||
         comm_broadcast(device, ps->weights, ps->n_weights * sizeof(float), 0, e) < 0 ||
         comm_broadcast(device, ps->buffers, ps->n_buffers * sizeof(float), 0, e) < 0 ||
-        comm_broadcast(device, t->optim->momentum, ps->n_weights * sizeof(float), 0, e) < 0 ||
-        comm_sync(device, "the broadcast of the start", e) < 0)
+        broadcast_states(t, e) < 0 || comm_sync(device, "the broadcast of the start", e) < 0)
         return -1;
     t->at = start.at;
     *loaded = start.loaded;

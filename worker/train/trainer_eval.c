@@ -27,6 +27,8 @@ static cJSON *eval_to_json(const struct trainer *t, const struct task_eval *v, c
     cJSON_AddStringToObject(doc, "split", split);
     cJSON_AddNumberToObject(doc, "step", (double)t->at.step);
     cJSON_AddNumberToObject(doc, "samples", (double)v->n_samples);
+    if (t->optim->average)
+        cJSON_AddStringToObject(doc, "weights", "ema");
     for (int i = 0; i < v->n_scalars; i++)
         json_add_double(doc, v->scalars[i].name, v->scalars[i].value);
     if (v->per_class) {
@@ -59,6 +61,15 @@ static int share_statistics(struct trainer *t, struct err *e)
     return comm_broadcast(t->cfg.device_comm, ps->buffers, ps->n_buffers * sizeof(float), 0, e);
 }
 
+/* With the weights' moving average in their place, where there is one. */
+static int run_evaluation(struct trainer *t, enum task_split split, struct task_eval *v, struct err *e)
+{
+    if (share_statistics(t, e) < 0 || optim_use_average(t->optim, e) < 0 ||
+        t->task->ops->evaluate(t->task, split, v, e) < 0)
+        return -1;
+    return optim_use_weights(t->optim, e);
+}
+
 /* *doc is replaced. Does nothing when the split does not exist. */
 static int evaluate(struct trainer *t, enum task_split split, bool record, struct task_eval *v, cJSON **doc,
                     struct err *e)
@@ -69,7 +80,7 @@ static int evaluate(struct trainer *t, enum task_split split, bool record, struc
     const char *before = t->phase;
 
     trainer_progress(t, "evaluate");
-    if (share_statistics(t, e) < 0 || ops->evaluate(t->task, split, v, e) < 0)
+    if (run_evaluation(t, split, v, e) < 0)
         return err_wrap(e, "evaluation (%s) after step %lld", names[split], (long long)t->at.step);
     t->phase = before;
     t->eval_ns += clock_mono_ns() - from;

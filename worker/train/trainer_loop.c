@@ -90,23 +90,33 @@ static int log_epoch(struct trainer *t, struct err *e)
     return t->rank0 ? recorder_write(&t->recorder, &r, e) : 0;
 }
 
-/* An update can overflow although its gradient was finite: no run could go on from such weights. All ranks
- * hold the same weights, so all come to the same end. */
-static int check_weights(struct trainer *t, struct err *e)
+static int check_flat(struct trainer *t, const char *what, const float *values, struct err *e)
 {
     const struct params *ps = t->params;
     double sq;
 
-    if (ps->backend->ops->flat->sumsq(ps->backend, ps->weights, ps->n_weights, &sq, e) < 0)
+    if (ps->backend->ops->flat->sumsq(ps->backend, values, ps->n_weights, &sq, e) < 0)
         return -1;
     if (isfinite(sq))
         return 0;
-    err_set_kind(
-        e, ERR_NOT_FINITE,
-        "step %lld: the update left weights that are not finite, no checkpoint of them is written; lower "
-        "optim.lr or set train.max_grad_norm",
-        (long long)t->at.step);
+    err_set_kind(e, ERR_NOT_FINITE,
+                 "step %lld: the update left %s that are not finite, no checkpoint of them is written; lower "
+                 "optim.lr or set train.max_grad_norm",
+                 (long long)t->at.step, what);
     return trainer_together(t, -1, e);
+}
+
+/* An update can overflow although its gradient was finite: no run could go on from such weights, and Adam
+ * would never again move one whose mean square is infinite. All ranks hold the same, so all come to the same
+ * end. */
+static int check_updated(struct trainer *t, struct err *e)
+{
+    const struct optim_states *states = &t->optim->states;
+    int rc = check_flat(t, "weights", t->params->weights, e);
+
+    for (int i = 0; i < states->n && rc == 0; i++)
+        rc = check_flat(t, "values of the optimiser", states->v[i].values, e);
+    return rc;
 }
 
 static int save_checkpoint(struct trainer *t, struct err *e)
@@ -115,13 +125,13 @@ static int save_checkpoint(struct trainer *t, struct err *e)
     const char *before = t->phase;
     int rc = 0;
 
-    if (trainer_check_drift(t, e) < 0 || check_weights(t, e) < 0)
+    if (trainer_check_drift(t, e) < 0 || check_updated(t, e) < 0)
         return -1;
     trainer_progress(t, "checkpoint");
     if (t->rank0) {
         rc = recorder_sync(&t->recorder, e);
         if (rc == 0)
-            rc = checkpoint_save(&t->checkpoint, &t->at, t->params, t->optim->momentum, e);
+            rc = checkpoint_save(&t->checkpoint, &t->at, t->params, &t->optim->states, e);
     }
     if (trainer_together(t, agree_outcome_rank0(t->cfg.comm, rc, e), e) < 0)
         return -1;
@@ -210,7 +220,11 @@ static int finish(struct trainer *t, struct err *e)
     trainer_progress(t, "finish");
     if (t->rank0) {
         char *path = fs_join(t->cfg.run_dir, "model.safetensors");
-        rc = weights_save(path, t->params, t->task->ops->train_only, t->at.step, NULL, e);
+        rc = optim_use_average(t->optim, e);
+        if (rc == 0)
+            rc = weights_save(path, t->params, t->task->ops->train_only, t->at.step, NULL, e);
+        if (rc == 0)
+            rc = optim_use_weights(t->optim, e);
         free(path);
         if (rc == 0)
             rc = recorder_sync(&t->recorder, e);

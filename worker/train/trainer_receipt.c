@@ -39,9 +39,9 @@ static int flip_by_fault(struct trainer *t, struct err *e)
 
 static int hash_held(struct trainer *t, struct held *out, struct err *e)
 {
-    if (flip_by_fault(t, e) < 0 || receipt_hash(t->params, PARAM_WEIGHT, NULL, &out->weights, e) < 0)
+    if (flip_by_fault(t, e) < 0 || receipt_hash(t->params, PARAM_WEIGHT, &out->weights, e) < 0)
         return -1;
-    return receipt_hash(t->params, PARAM_WEIGHT, t->optim->momentum, &out->optimizer, e);
+    return receipt_hash_states(t->params, &t->optim->states, &out->optimizer, e);
 }
 
 static int say_odd(struct trainer *t, const char *what, struct receipt_odd odd, const struct hash_hex *all,
@@ -112,7 +112,7 @@ int trainer_receipt(struct trainer *t, double loss, struct err *e)
     if (!receipts_due(t->at.step, t->n_steps))
         return 0;
     if (hash_held(t, &own, e) < 0 || check(t, &own, e) < 0 ||
-        receipt_hash(t->params, PARAM_BUFFER, NULL, &r.buffers, e) < 0)
+        receipt_hash(t->params, PARAM_BUFFER, &r.buffers, e) < 0)
         return -1;
     r.weights = own.weights;
     r.optimizer = own.optimizer;

@@ -43,6 +43,7 @@ static int tell_device(struct trainer *t, struct err *e)
 {
     struct backend *be = t->cfg.backend;
     struct step_scalars s = {.lr = schedule_lr(&t->schedule, t->at.step),
+                             .update = (double)(t->at.step + 1),
                              .max_grad_norm = t->cfg.spec->train.max_grad_norm};
 
     put_digest(&s, t->task->ops->batch_digest(t->task));

@@ -4,6 +4,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include "worker/train/optim.h"
 
 static bool starts_with(const char *s, const char *prefix)
 {
@@ -138,43 +139,58 @@ int weights_save(const char *path, const struct params *ps, const char *skip_pre
     return rc;
 }
 
-static int write_flat(struct safetensors_writer *w, const struct params *ps, const float *flat, float *host,
-                      const struct weights_hook *hook, struct err *e)
+static int write_states(struct safetensors_writer *w, const struct params *ps,
+                        const struct optim_states *states, float *host, const struct weights_hook *hook,
+                        struct err *e)
 {
     struct backend *be = ps->backend;
-    int n = count_trained(ps), done = 0;
+    int total = states->n * count_trained(ps), done = 0;
 
+    for (int s = 0; s < states->n; s++)
+        for (int i = 0; i < ps->n; i++) {
+            const struct param *p = ps->v[i];
+            if (p->kind != PARAM_WEIGHT)
+                continue;
+            if (before(hook, done++, total, e) < 0 ||
+                be->ops->download(be, host, states->v[s].values + p->offset, param_bytes(p), e) < 0 ||
+                safetensors_writer_data(w, host, param_bytes(p), e) < 0)
+                return -1;
+        }
+    return 0;
+}
+
+/* "momentum.fc.weight"; malloc'ed. */
+static char *state_name(const struct optim_state *state, const struct param *p)
+{
+    return xasprintf("%s.%s", state->name, p->name);
+}
+
+static void add_state_entries(struct safetensors_writer *w, const struct params *ps,
+                              const struct optim_state *state)
+{
     for (int i = 0; i < ps->n; i++) {
         const struct param *p = ps->v[i];
         if (p->kind != PARAM_WEIGHT)
             continue;
-        if (before(hook, done++, n, e) < 0 ||
-            be->ops->download(be, host, flat + p->offset, param_bytes(p), e) < 0 ||
-            safetensors_writer_data(w, host, param_bytes(p), e) < 0)
-            return -1;
+        char *name = state_name(state, p);
+        safetensors_writer_add(w, name, SAFETENSORS_F32, p->shape.n_dims, p->shape.dims);
+        free(name);
     }
-    return 0;
 }
 
-int weights_save_flat(const char *path, const struct params *ps, const char *prefix, const float *flat,
-                      const struct weights_hook *hook, struct err *e)
+int weights_save_states(const char *path, const struct params *ps, const struct optim_states *states,
+                        const struct weights_hook *hook, struct err *e)
 {
     float *host = alloc_largest(ps, e);
 
     if (!host)
         return -1;
     struct safetensors_writer *w = safetensors_writer_create(path);
-    for (int i = 0; i < ps->n; i++) {
-        const struct param *p = ps->v[i];
-        if (p->kind != PARAM_WEIGHT)
-            continue;
-        char *name = xasprintf("%s.%s", prefix, p->name);
-        safetensors_writer_add(w, name, SAFETENSORS_F32, p->shape.n_dims, p->shape.dims);
-        free(name);
-    }
+    for (int s = 0; s < states->n; s++)
+        add_state_entries(w, ps, &states->v[s]);
     int rc = safetensors_writer_begin(w, e);
     if (rc == 0)
-        rc = write_flat(w, ps, flat, host, hook, e);
+        rc = write_states(w, ps, states, host, hook, e);
     if (rc == 0)
         rc = safetensors_writer_finish(w, e);
     safetensors_writer_destroy(w);
@@ -250,8 +266,8 @@ int weights_load(const struct safetensors *f, struct params *ps, struct err *e)
     return rc;
 }
 
-static int load_flat(const struct safetensors *f, const struct params *ps, const char *prefix, float *flat,
-                     float *host, struct err *e)
+static int load_state(const struct safetensors *f, const struct params *ps, const struct optim_state *state,
+                      float *host, struct err *e)
 {
     struct backend *be = ps->backend;
 
@@ -259,22 +275,24 @@ static int load_flat(const struct safetensors *f, const struct params *ps, const
         const struct param *p = ps->v[i];
         if (p->kind != PARAM_WEIGHT)
             continue;
-        char *name = xasprintf("%s.%s", prefix, p->name);
+        char *name = state_name(state, p);
         const struct safetensors_entry *t = safetensors_find(f, name);
         int rc = t ? read_checked(f, t, p, host, e) : missing(f, name, e);
         free(name);
-        if (rc < 0 || be->ops->upload(be, flat + p->offset, host, param_bytes(p), e) < 0)
+        if (rc < 0 || be->ops->upload(be, state->values + p->offset, host, param_bytes(p), e) < 0)
             return -1;
     }
     return 0;
 }
 
-int weights_load_flat(const struct safetensors *f, const struct params *ps, const char *prefix, float *flat,
-                      struct err *e)
+int weights_load_states(const struct safetensors *f, const struct params *ps,
+                        const struct optim_states *states, struct err *e)
 {
     float *host = alloc_largest(ps, e);
-    int rc = host ? load_flat(f, ps, prefix, flat, host, e) : -1;
+    int rc = host ? 0 : -1;
 
+    for (int s = 0; s < states->n && rc == 0; s++)
+        rc = load_state(f, ps, &states->v[s], host, e);
     free(host);
     return rc;
 }

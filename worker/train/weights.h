@@ -13,6 +13,8 @@
 #include "worker/engine/backend.h"
 #include "common/safetensors.h"
 
+struct optim_states; /* optim.h */
+
 /* Called before tensor i of n is written, for fault points; a return of -1 stops the writing. */
 struct weights_hook {
     int (*before)(void *arg, int i, int n, struct err *e);
@@ -24,15 +26,14 @@ struct weights_hook {
 int weights_save(const char *path, const struct params *ps, const char *skip_prefix, int64_t step,
                  const struct weights_hook *hook, struct err *e);
 
-/* Writes one tensor PREFIX.NAME for every PARAM_WEIGHT from a flat device buffer of the layout of
- * ps->weights. */
-int weights_save_flat(const char *path, const struct params *ps, const char *prefix, const float *flat,
-                      const struct weights_hook *hook, struct err *e);
+/* Writes a tensor STATE.NAME for each state and every PARAM_WEIGHT. */
+int weights_save_states(const char *path, const struct params *ps, const struct optim_states *states,
+                        const struct weights_hook *hook, struct err *e);
 
 /* A checkpoint's file: every weight and buffer must be there with its shape, and nothing else. */
 int weights_load(const struct safetensors *f, struct params *ps, struct err *e);
-int weights_load_flat(const struct safetensors *f, const struct params *ps, const char *prefix, float *flat,
-                      struct err *e);
+int weights_load_states(const struct safetensors *f, const struct params *ps,
+                        const struct optim_states *states, struct err *e);
 
 /* A file of someone's (init.weights). The classifier's tensors ("CLASSIFIER.weight", ".bias") may be absent,
  * and so may all tensors under `train_only`: they keep their initialisation and the log says so. A tensor of

@@ -68,7 +68,9 @@ struct row {
     const char *done, *done_reason, *result, *result_reason;
     bool known, cancelling;
     int status, signal;
-    int64_t attempt, checkpoint;
+    int64_t n_restarts, checkpoint;
+    bool yielding;
+    enum job_yield_to to;
     const char *log, *stopped_for;
     enum job_event_type want;
     const char *says;
@@ -186,7 +188,7 @@ static const struct row rows[] = {
      .known = true,
      .status = 137,
      .log = signalled,
-     .attempt = 4,
+     .n_restarts = 3,
      .want = JOB_EV_FAILED,
      .says = "rank 1 on vm was killed by signal 9 (Killed); no restart is left after attempt 4 of 4"},
     {.what = "cancelled",
@@ -208,6 +210,42 @@ static const struct row rows[] = {
      .status = 1,
      .cancelling = true,
      .want = JOB_EV_CANCELLED},
+    {.what = "yielded",
+     .done = "stopped",
+     .known = true,
+     .status = 130,
+     .checkpoint = 40,
+     .yielding = true,
+     .want = JOB_EV_YIELDED,
+     .says = "has given its ranks back; it goes on from step 40"},
+    {.what = "paused, killed because it was slow",
+     .known = true,
+     .signal = 9,
+     .checkpoint = -1,
+     .yielding = true,
+     .to = JOB_YIELD_PAUSE,
+     .want = JOB_EV_PAUSED,
+     .says = "paused; it begins anew"},
+    {.what = "lost a rank while it yielded: that is no restart",
+     .known = true,
+     .status = 4,
+     .n_restarts = 3,
+     .yielding = true,
+     .want = JOB_EV_YIELDED},
+    {.what = "succeeded before it yielded", .done = "succeeded", .yielding = true, .want = JOB_EV_SUCCEEDED},
+    {.what = "failed while it yielded",
+     .done = "failed",
+     .done_reason = "disk full",
+     .known = true,
+     .status = 1,
+     .yielding = true,
+     .want = JOB_EV_FAILED,
+     .says = "disk full"},
+    {.what = "cancelled while it yielded",
+     .done = "stopped",
+     .cancelling = true,
+     .yielding = true,
+     .want = JOB_EV_CANCELLED},
     {.what = "time limit",
      .done = "stopped",
      .known = true,
@@ -222,7 +260,10 @@ static void test_decisions(void **state)
     (void)state;
     for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
         const struct row *r = &rows[i];
-        struct job job = {.attempt = r->attempt ? r->attempt : 1,
+        struct job job = {.attempt = 1,
+                          .state = r->yielding ? JOB_PREEMPTING : JOB_RUNNING,
+                          .yield_to = r->to,
+                          .n_restarts = r->n_restarts,
                           .max_restarts = 3,
                           .cancelling = r->cancelling,
                           .cancel_user = "bob"};

@@ -18,6 +18,24 @@ static const struct {
     {JOB_QUEUED, JOB_EV_STARTING, JOB_STARTING},
     {JOB_QUEUED, JOB_EV_CANCEL_REQUESTED, JOB_CANCELLED},
     {JOB_QUEUED, JOB_EV_FAILED, JOB_FAILED},
+    {JOB_QUEUED, JOB_EV_PAUSED, JOB_PAUSED},
+    {JOB_PAUSED, JOB_EV_RESUMED, JOB_QUEUED},
+    {JOB_PAUSED, JOB_EV_CANCEL_REQUESTED, JOB_CANCELLED},
+    {JOB_FAILED, JOB_EV_REQUEUED, JOB_QUEUED},
+    {JOB_CANCELLED, JOB_EV_REQUEUED, JOB_QUEUED},
+    {JOB_STARTING, JOB_EV_YIELD_REQUESTED, JOB_PREEMPTING},
+    {JOB_RUNNING, JOB_EV_YIELD_REQUESTED, JOB_PREEMPTING},
+    {JOB_PREEMPTING, JOB_EV_YIELD_REQUESTED, JOB_PREEMPTING},
+    {JOB_PREEMPTING, JOB_EV_STARTED, JOB_PREEMPTING},
+    {JOB_PREEMPTING, JOB_EV_ATTACHED, JOB_PREEMPTING},
+    {JOB_PREEMPTING, JOB_EV_CHECKPOINTED, JOB_PREEMPTING},
+    {JOB_PREEMPTING, JOB_EV_CANCEL_REQUESTED, JOB_PREEMPTING},
+    {JOB_PREEMPTING, JOB_EV_YIELDED, JOB_QUEUED},
+    {JOB_PREEMPTING, JOB_EV_PAUSED, JOB_PAUSED},
+    {JOB_PREEMPTING, JOB_EV_RESTARTING, JOB_QUEUED},
+    {JOB_PREEMPTING, JOB_EV_SUCCEEDED, JOB_SUCCEEDED},
+    {JOB_PREEMPTING, JOB_EV_FAILED, JOB_FAILED},
+    {JOB_PREEMPTING, JOB_EV_CANCELLED, JOB_CANCELLED},
     {JOB_STARTING, JOB_EV_STARTED, JOB_STARTING},
     {JOB_STARTING, JOB_EV_ATTACHED, JOB_RUNNING},
     {JOB_STARTING, JOB_EV_CHECKPOINTED, JOB_STARTING},
@@ -52,6 +70,16 @@ static struct job_event make_event(enum job_event_type type, int64_t time_ms)
     ev.n_ranks = 3;
     ev.min_ranks = 1;
     ev.max_restarts = 2;
+    ev.max_ranks = 5;
+    ev.gpus_per_rank = 1;
+    ev.n_nodes = 2;
+    ev.array = 6;
+    ev.array_index = 1;
+    ev.n_after = 2;
+    ev.after[0] = 3;
+    ev.after[1] = 5;
+    ev.not_before_ms = time_ms + 50;
+    ev.yield_to = JOB_YIELD_PAUSE;
     ev.priority = -4;
     ev.time_limit_s = 2.5;
     ev.uid = 1000;
@@ -103,6 +131,8 @@ static void test_record(void **state)
     apply(&job, JOB_EV_SUBMITTED, 100);
     assert_true(job.id == 7 && job.n_ranks == 3 && job.min_ranks == 1 && job.max_restarts == 2 &&
                 job.priority == -4);
+    assert_true(job.max_ranks == 5 && job.gpus_per_rank == 1 && job.n_nodes == 2 && job.array == 6 &&
+                job.array_index == 1 && job.n_after == 2 && job.after[0] == 3 && job.after[1] == 5);
     assert_true(job.uid == 1000 && job.time_limit_s == 2.5 && job.submitted_ms == 100 &&
                 job.checkpoint_step == -1);
     assert_true(job.held_ranks == 0 && job.attempt == 0 && job.started_ms == 0);
@@ -117,13 +147,41 @@ static void test_record(void **state)
     apply(&job, JOB_EV_RESTARTING, 300);
     assert_true(job.held_ranks == 0 && job.process.pid == 0 && job.token[0] == 0 &&
                 job.checkpoint_step == 40);
+    assert_true(job.n_restarts == 1 && job.not_before_ms == 350 && job.used_ms == 100);
     apply(&job, JOB_EV_STARTING, 400);
-    assert_true(job.started_ms == 200); /* the time limit counts from the first attempt */
+    assert_true(job.started_ms == 200 && job.attempt_ms == 400 && job.not_before_ms == 0);
     apply(&job, JOB_EV_CANCEL_REQUESTED, 410);
     assert_true(job.cancelling && job.held_ranks == 3);
     assert_string_equal(job.cancel_user, "alice");
     apply(&job, JOB_EV_CANCELLED, 500);
     assert_true(!job.cancelling && job.held_ranks == 0 && job.ended_ms == 500 && job.token[0] == 0);
+}
+
+/* To yield costs no restart; the time spent counts, the time that it waits does not. */
+static void test_yields_and_requeues(void **state)
+{
+    struct job job = {0};
+
+    (void)state;
+    apply(&job, JOB_EV_SUBMITTED, 100);
+    apply(&job, JOB_EV_STARTING, 200);
+    apply(&job, JOB_EV_ATTACHED, 210);
+    apply(&job, JOB_EV_YIELD_REQUESTED, 250);
+    assert_true(job.held_ranks == 3 && job.yield_to == JOB_YIELD_PAUSE);
+    apply(&job, JOB_EV_PAUSED, 300);
+    assert_true(job.state == JOB_PAUSED && job.held_ranks == 0 && job.yield_to == JOB_YIELD_QUEUE);
+    apply(&job, JOB_EV_RESUMED, 1000);
+    apply(&job, JOB_EV_STARTING, 1100);
+    apply(&job, JOB_EV_YIELD_REQUESTED, 1150);
+    apply(&job, JOB_EV_YIELDED, 1200);
+    assert_true(job.n_yields == 1 && job.n_restarts == 0 && job.used_ms == 200);
+    apply(&job, JOB_EV_STARTING, 1300);
+    apply(&job, JOB_EV_RESTARTING, 1400);
+    apply(&job, JOB_EV_CANCEL_REQUESTED, 1500);
+    assert_true(job.state == JOB_CANCELLED && job.ended_ms == 1500 && job.n_restarts == 1);
+    apply(&job, JOB_EV_REQUEUED, 1600);
+    assert_true(job.state == JOB_QUEUED && job.ended_ms == 0 && job.n_restarts == 0 && !job.cancelling &&
+                job.not_before_ms == 0 && job.attempt == 1);
 }
 
 /* Any sequence of events, accepted or not, gives the same job when its journal form is read back and
@@ -163,6 +221,10 @@ static void test_replay_of_random_histories(void **state)
         assert_true(replayed.held_ranks == live.held_ranks &&
                     replayed.checkpoint_step == live.checkpoint_step);
         assert_true(replayed.cancelling == live.cancelling && replayed.ended_ms == live.ended_ms);
+        assert_true(replayed.n_restarts == live.n_restarts && replayed.n_yields == live.n_yields &&
+                    replayed.used_ms == live.used_ms && replayed.not_before_ms == live.not_before_ms &&
+                    replayed.yield_to == live.yield_to && replayed.n_after == live.n_after);
+        assert_memory_equal(replayed.after, live.after, sizeof live.after);
         assert_true(replayed.has_progress == live.has_progress &&
                     replayed.progress.step == live.progress.step);
     }
@@ -215,9 +277,13 @@ static void test_long_reason_is_cut(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_every_state_with_every_event), cmocka_unit_test(test_record),
-        cmocka_unit_test(test_replay_of_random_histories),   cmocka_unit_test(test_clients_see_no_secrets),
-        cmocka_unit_test(test_journal_of_a_newer_version),   cmocka_unit_test(test_long_reason_is_cut),
+        cmocka_unit_test(test_every_state_with_every_event),
+        cmocka_unit_test(test_record),
+        cmocka_unit_test(test_yields_and_requeues),
+        cmocka_unit_test(test_replay_of_random_histories),
+        cmocka_unit_test(test_clients_see_no_secrets),
+        cmocka_unit_test(test_journal_of_a_newer_version),
+        cmocka_unit_test(test_long_reason_is_cut),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

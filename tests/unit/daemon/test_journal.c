@@ -90,10 +90,10 @@ static void end(struct world *w)
 
 static void submit(struct world *w, const char *key)
 {
-    struct job_event ev;
+    struct journal_job job = {.spec = "{}"};
 
-    job_event_init(&ev, JOB_EV_SUBMITTED, 0, 1, "submitted");
-    journal_submit(w->journal, &ev, "{}", key, on_done, w);
+    job_event_init(&job.ev, JOB_EV_SUBMITTED, 0, 1, "submitted");
+    journal_submit(w->journal, &job, 1, key, on_done, w);
 }
 
 static void append(struct world *w, int64_t job, enum job_event_type type, bool asked)

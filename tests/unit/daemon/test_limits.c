@@ -104,24 +104,36 @@ static void test_requests_of_each_user(void **state)
     limits_destroy(l);
 }
 
+static int submit(struct limits *l, int64_t n_new, int64_t n_user, int64_t n_all, bool exempt,
+                  struct limit_hit *hit)
+{
+    struct limits_jobs jobs = {.n_new = n_new, .n_user = n_user, .n_all = n_all, .exempt = exempt};
+
+    return limits_submission(l, 7, &jobs, 0, hit);
+}
+
 static void test_submissions(void **state)
 {
     struct limits *l = limits_create(&options);
     struct limit_hit hit;
 
     (void)state;
-    assert_int_equal(limits_submission(l, 7, false, 0, 5, 0, &hit), -1);
+    assert_int_equal(submit(l, 1, 0, 5, false, &hit), -1);
     assert_string_equal(hit.option, "max-jobs");
-    assert_int_equal(limits_submission(l, 7, true, 0, 5, 0, &hit), -1); /* there is no room for anybody */
-    assert_int_equal(limits_submission(l, 7, false, 3, 4, 0, &hit), -1);
+    assert_int_equal(submit(l, 1, 0, 5, true, &hit), -1); /* there is no room for anybody */
+    assert_int_equal(submit(l, 3, 0, 3, true, &hit), -1); /* an array is taken whole or not at all */
+    assert_int_equal(submit(l, 1, 3, 4, false, &hit), -1);
     assert_string_equal(hit.option, "max-user-jobs");
-    assert_int_equal(limits_submission(l, 7, false, 2, 4, 0, &hit), 0);
-    assert_int_equal(limits_submission(l, 7, false, 2, 4, 0, &hit), 0);
-    assert_int_equal(limits_submission(l, 7, false, 2, 4, 0, &hit), -1);
+    assert_int_equal(submit(l, 2, 2, 2, false, &hit), -1);
+    assert_string_equal(hit.option, "max-user-jobs");
+    assert_int_equal(submit(l, 1, 2, 4, false, &hit), 0);
+    assert_int_equal(submit(l, 2, 0, 0, false, &hit), -1); /* one is left of the burst of two */
     assert_string_equal(hit.option, "user-submits-per-s");
     assert_int_equal(hit.retry_ms, 1000);
+    assert_int_equal(submit(l, 1, 2, 4, false, &hit), 0);
+    assert_int_equal(submit(l, 1, 2, 4, false, &hit), -1);
     for (int i = 0; i < 10; i++)
-        assert_int_equal(limits_submission(l, 7, true, 0, 4, 0, &hit), 0); /* exempt */
+        assert_int_equal(submit(l, 1, 0, 4, true, &hit), 0); /* exempt */
     assert_int_equal(limits_spec_size(l, 1000, &hit), 0);
     assert_int_equal(limits_spec_size(l, 1001, &hit), -1);
     assert_string_equal(hit.option, "max-spec-bytes");

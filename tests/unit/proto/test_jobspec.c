@@ -184,6 +184,30 @@ static void test_derived_defaults(void **state)
     assert_string_equal(s.data.path, "");
 }
 
+static void test_optimisers_have_their_own_defaults(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *set;
+        enum jobspec_optim kind;
+        double lr, weight_decay, momentum, beta1, beta2, eps, trust;
+    } rows[] = {
+        {"optim={}", OPTIM_SGD, 0.1, 5e-4, 0.9, 0, 0, 0, 0},
+        {"optim.kind=adam", OPTIM_ADAM, 1e-3, 0, 0, 0.9, 0.999, 1e-8, 0},
+        {"optim.kind=adamw", OPTIM_ADAMW, 1e-3, 0.01, 0, 0.9, 0.999, 1e-8, 0},
+        {"optim.kind=lars", OPTIM_LARS, 0.1, 5e-4, 0.9, 0, 0, 1e-8, 1e-3},
+    };
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+        struct jobspec s = good(minimal_with(rows[i].set), NULL);
+        assert_int_equal(s.optim.kind, rows[i].kind);
+        assert_true(s.optim.lr == rows[i].lr && s.optim.weight_decay == rows[i].weight_decay);
+        assert_true(s.optim.momentum == rows[i].momentum && !s.optim.nesterov);
+        assert_true(s.optim.beta1 == rows[i].beta1 && s.optim.beta2 == rows[i].beta2);
+        assert_true(s.optim.eps == rows[i].eps && s.optim.trust_coefficient == rows[i].trust);
+        assert_true(s.optim.ema == 0);
+    }
+}
+
 /* A resolved document parses, resolves to itself, and holds every default. */
 static void test_resolved_is_a_fixed_point(void **state)
 {
@@ -192,6 +216,8 @@ static void test_resolved_is_a_fixed_point(void **state)
         "seed=999999999999999",
         "optim.schedule={\"kind\":\"step\",\"milestones\":[0.5,1]}",
         "optim.schedule.kind=constant",
+        "optim={\"kind\":\"adamw\",\"lr\":0.003,\"ema\":0.999}",
+        "optim={\"kind\":\"lars\",\"momentum\":0.8,\"nesterov\":true,\"beta1\":null}",
         "data={\"format\":\"synthetic\",\"synthetic\":{\"height\":8,\"width\":8,\"channels\":1,\"classes\":4,"
         "\"train_per_class\":20,\"test_per_class\":5}}",
         "data.long_tail={\"kind\":\"step\",\"factor\":10}",
@@ -250,6 +276,13 @@ static void test_wrong_values(void **state)
         {"optim.lr=1e999", "/optim/lr", "found"},
         {"optim.lr=fast", "/optim/lr", "\"fast\" found"},
         {"optim.momentum=1", "/optim/momentum", "1 found"},
+        {"optim.kind=rmsprop", "/optim/kind", "one of \"sgd\", \"adam\", \"adamw\", \"lars\" is accepted"},
+        {"optim={\"kind\":\"adam\",\"beta1\":1}", "/optim/beta1",
+         "1 found, a number of at least 0 and below 1"},
+        {"optim={\"kind\":\"adamw\",\"eps\":0}", "/optim/eps", "0 found, a number from 1e-12 to 1"},
+        {"optim={\"kind\":\"lars\",\"trust_coefficient\":0}", "/optim/trust_coefficient", "0 found"},
+        {"optim.ema=1", "/optim/ema", "1 found, null or a number above 0 and below 1"},
+        {"optim.ema=false", "/optim/ema", "false found"},
         {"train.epochs=0", "/train/epochs", "0 found, a whole number from 1 to 1000000"},
         {"train.epochs=null", "/train/epochs", "null found"},
         {"train.batch_size=8.5", "/train/batch_size", "8.5 found"},
@@ -281,6 +314,22 @@ static void test_unknown_keys(void **state)
     run_bad(cases, sizeof cases / sizeof *cases);
 }
 
+static void test_ids_and_hosts(void **state)
+{
+    (void)state;
+    static const struct bad_case cases[] = {
+        {"resources.nodes=[\"a\"]", "/resources/nodes", "null or a whole number"},
+        {"resources.nodes=2", "/resources/nodes", "more hosts than processes"},
+        {"scheduling.after=3", "/scheduling/after", "an array of at most 16 different job ids"},
+        {"scheduling.after=[3,3]", "/scheduling/after", "different"},
+        {"scheduling.after=[0]", "/scheduling/after", "different"},
+        {"scheduling.after=[1.5]", "/scheduling/after", "different"},
+        {"sweep={\"train.seed\":[0,1]}", "/sweep", "a sweep found, which makes several jobs"},
+        {"sweep=3", "/sweep", "3 found"},
+    };
+    run_bad(cases, sizeof cases / sizeof *cases);
+}
+
 static void test_not_in_this_version(void **state)
 {
     (void)state;
@@ -289,10 +338,6 @@ static void test_not_in_this_version(void **state)
         {"data={\"format\":\"cifar10\",\"path\":\"/d\"}", "/data/format",
          "not available in this version; accepted: one of \"idx\", \"synthetic\""},
         {"train.precision=fp16", "/train/precision", "not available in this version; accepted: one of"},
-        {"optim.kind=adamw", "/optim/kind", "not available in this version; accepted: \"sgd\""},
-        {"resources.nodes=[\"a\"]", "/resources/nodes", "not available in this version; accepted: null"},
-        {"scheduling.after=[3]", "/scheduling/after", "not available in this version; accepted: []"},
-        {"sweep={\"seed\":[0,1]}", "/sweep", "not available in this version; accepted: null"},
         {"batchformer.shared_classifier=false", "/batchformer/shared_classifier",
          "not available in this version; accepted: true"},
     };
@@ -307,6 +352,12 @@ static void test_keys_that_do_not_apply(void **state)
         {"optim.schedule.milestones=[1]", "/optim/schedule/milestones", "only exists where kind is \"step\""},
         {"optim.schedule={\"kind\":\"constant\",\"min_lr\":0.1}", "/optim/schedule/min_lr",
          "kind is \"cosine\""},
+        {"optim.beta1=0.9", "/optim/beta1", "only exists where kind is \"adam\" or \"adamw\"; leave it out"},
+        {"optim.eps=1", "/optim/eps", "only exists where kind is \"adam\", \"adamw\" or \"lars\"; leave"},
+        {"optim.trust_coefficient=1", "/optim/trust_coefficient", "only exists where kind is \"lars\""},
+        {"optim={\"kind\":\"adamw\",\"momentum\":0}", "/optim/momentum", "kind is \"sgd\" or \"lars\""},
+        {"optim={\"kind\":\"lars\",\"beta2\":0.9}", "/optim/beta2", "0.9 found"},
+        {"optim={\"kind\":\"adam\",\"nesterov\":false}", "/optim/nesterov", "kind is \"sgd\" or \"lars\""},
     };
     run_bad(cases, sizeof cases / sizeof *cases);
     good(minimal_with("optim.schedule={\"kind\":\"constant\",\"min_lr\":null}"), NULL);
@@ -514,9 +565,11 @@ int main(void)
         cmocka_unit_test(test_example_is_known),
         cmocka_unit_test(test_defaults),
         cmocka_unit_test(test_derived_defaults),
+        cmocka_unit_test(test_optimisers_have_their_own_defaults),
         cmocka_unit_test(test_resolved_is_a_fixed_point),
         cmocka_unit_test(test_wrong_values),
         cmocka_unit_test(test_unknown_keys),
+        cmocka_unit_test(test_ids_and_hosts),
         cmocka_unit_test(test_not_in_this_version),
         cmocka_unit_test(test_keys_that_do_not_apply),
         cmocka_unit_test(test_cross_checks),

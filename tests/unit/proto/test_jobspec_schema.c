@@ -43,7 +43,8 @@ static const char *type_name(const struct field *f)
         [FIELD_OBJECT] = "object", [FIELD_LABEL] = "string",  [FIELD_PATH] = "string",
         [FIELD_ENUM] = "string",   [FIELD_WORD] = "string",   [FIELD_BOOL] = "boolean",
         [FIELD_INT] = "integer",   [FIELD_INT64] = "integer", [FIELD_UINT64] = "integer",
-        [FIELD_NUMBER] = "number", [FIELD_NUMBERS] = "array",
+        [FIELD_NUMBER] = "number", [FIELD_NUMBERS] = "array", [FIELD_IDS] = "array",
+        [FIELD_SWEEP] = "object",
     };
     return names[f->type];
 }
@@ -101,6 +102,22 @@ static void add_type_rules(cJSON *o, const struct field *f)
         add_bounds(items, f);
         break;
     }
+    case FIELD_IDS: {
+        cJSON *items = cJSON_AddObjectToObject(o, "items");
+        cJSON_AddNumberToObject(o, "maxItems", JOBSPEC_MAX_AFTER);
+        cJSON_AddTrueToObject(o, "uniqueItems");
+        cJSON_AddStringToObject(items, "type", "integer");
+        add_bounds(items, f);
+        break;
+    }
+    case FIELD_SWEEP: {
+        cJSON *values = cJSON_AddObjectToObject(o, "additionalProperties");
+        cJSON_AddStringToObject(values, "type", "array");
+        cJSON_AddNumberToObject(values, "minItems", 1);
+        cJSON_AddNumberToObject(o, "minProperties", 1);
+        cJSON_AddNumberToObject(o, "maxProperties", JOBSPEC_MAX_SWEEP_KEYS);
+        break;
+    }
     case FIELD_INT:
     case FIELD_INT64:
     case FIELD_UINT64:
@@ -108,7 +125,6 @@ static void add_type_rules(cJSON *o, const struct field *f)
         add_bounds(o, f);
         break;
     case FIELD_BOOL:
-    case FIELD_ANY:
         break;
     }
 }
@@ -144,18 +160,40 @@ static cJSON *schema_of(const struct field *f)
     return o;
 }
 
-/* {"if": the deciding key has the value, "then": this key as usual, "else": no such key} */
+/* {"const": the value that lets f exist}, or {"enum": those that do} */
+static cJSON *deciding_values(const struct field *f)
+{
+    cJSON *o = cJSON_CreateObject();
+
+    if (!f->when_values[1]) {
+        cJSON_AddStringToObject(o, "const", f->when_values[0]);
+        return o;
+    }
+    cJSON *list = cJSON_AddArrayToObject(o, "enum");
+    for (int i = 0; f->when_values[i]; i++)
+        cJSON_AddItemToArray(list, cJSON_CreateString(f->when_values[i]));
+    return o;
+}
+
+/* Does f exist where the deciding key is left out? */
+static bool exists_by_default(const struct field *f, const struct field *decides)
+{
+    cJSON *def = decides->def ? parse(decides->def) : NULL;
+    bool exists = def && jobspec_field_exists_with(f, def->valuestring);
+
+    cJSON_Delete(def);
+    return exists;
+}
+
+/* {"if": the deciding key has one of the values, "then": this key as usual, "else": no such key} */
 static cJSON *rule_of(const struct field *f, const struct field *decides)
 {
     cJSON *rule = cJSON_CreateObject(), *if_ = cJSON_AddObjectToObject(rule, "if");
     cJSON *then = cJSON_AddObjectToObject(rule, "then"), *else_ = cJSON_AddObjectToObject(rule, "else");
-    cJSON *value = cJSON_AddObjectToObject(cJSON_AddObjectToObject(if_, "properties"), f->when_key);
     const char *key = jobspec_field_key(f);
-    char quoted[64];
 
-    snprintf(quoted, sizeof quoted, "\"%s\"", f->when_value);
-    cJSON_AddStringToObject(value, "const", f->when_value);
-    if (!decides->def || strcmp(decides->def, quoted) != 0)
+    cJSON_AddItemToObject(cJSON_AddObjectToObject(if_, "properties"), f->when_key, deciding_values(f));
+    if (!exists_by_default(f, decides))
         cJSON_AddItemToArray(cJSON_AddArrayToObject(if_, "required"), cJSON_CreateString(f->when_key));
     cJSON *yes = cJSON_AddObjectToObject(cJSON_AddObjectToObject(then, "properties"), key);
     cJSON_AddStringToObject(yes, "type", type_name(f));
@@ -223,12 +261,13 @@ static cJSON *build_schema(void)
 /* One line of the key list in docs/jobs.md. */
 static char *docs_line(const struct field *f)
 {
-    char accepted[320], name[128], def[128];
+    char accepted[320], name[128], def[128], when[96];
 
     snprintf(name, sizeof name, "%s", f->pointer + 1);
     for (char *c = name; *c; c++)
         if (*c == '/')
             *c = '.';
+    jobspec_field_when(f, '`', when, sizeof when);
     if (f->flags & FIELD_FIXED)
         snprintf(accepted, sizeof accepted, "`%s`, the only value in this version", f->def);
     else
@@ -238,7 +277,7 @@ static char *docs_line(const struct field *f)
     else if (f->def)
         snprintf(def, sizeof def, "`%s`", f->def);
     else if (f->when_key)
-        snprintf(def, sizeof def, "required with %s `%s`", f->when_key, f->when_value);
+        snprintf(def, sizeof def, "required with %s %s", f->when_key, when);
     else
         snprintf(def, sizeof def, "required");
     return xasprintf("| `%s` | %s | %s | %s |\n", name, accepted, def, f->help);
@@ -296,13 +335,13 @@ static void test_table_is_sound(void **state)
         if (f->def)
             cJSON_Delete(parse(f->def));
         assert_true(!(f->flags & FIELD_FIXED) || f->def);
-        assert_true(f->type != FIELD_ANY || f->flags & FIELD_FIXED);
         assert_true((f->type != FIELD_ENUM && f->type != FIELD_WORD) || f->choices);
         assert_true((f->type != FIELD_LABEL && f->type != FIELD_PATH && f->type != FIELD_WORD) ||
                     f->cap_bytes > 1);
         assert_true(!f->derive || f->derive_text);
         for (int k = 0; k < i; k++)
             assert_string_not_equal(f->pointer, jobspec_fields[k].pointer);
+        assert_int_equal(f->when_key != NULL, f->when_values[0] != NULL);
         if (!f->when_key)
             continue;
         bool before = false;

@@ -78,7 +78,19 @@ static int measure(struct backend *be, const float *grads, size_t n, const doubl
     return 0;
 }
 
-static const struct flat_ops flat = {measure, sgd, sumsq};
+static int ema(struct backend *be, float *average, const float *w, size_t n, double decay,
+               const struct step_scalars *s, struct err *e)
+{
+    (void)be;
+    (void)e;
+    if (s->loss_not_finite > 0 || s->grad_not_finite > 0)
+        return 0;
+    for (size_t i = 0; i < n; i++)
+        average[i] = (float)(decay * average[i] + (1 - decay) * w[i]);
+    return 0;
+}
+
+static const struct flat_ops flat = {.measure = measure, .sumsq = sumsq, .sgd = sgd, .ema = ema};
 
 static const struct backend_ops ops = {
     .name = "fake",

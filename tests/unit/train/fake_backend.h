@@ -1,5 +1,5 @@
-/* fake_backend - a backend that has memory and the flat sweeps and no kernels: enough for parameters,
- * optimiser and checkpoints. */
+/* fake_backend - a backend that has memory, some flat sweeps (SGD and the moving average of the optimisers')
+ * and no kernels: enough for parameters, optimiser and checkpoints. */
 #ifndef TEST_FAKE_BACKEND_H
 #define TEST_FAKE_BACKEND_H
 

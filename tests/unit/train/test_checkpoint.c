@@ -19,7 +19,7 @@
 struct fixture {
     struct checkpoint c;
     struct params *ps;
-    float *momentum;
+    struct optim_states states;
     cJSON *spec;
     struct log log;
     char *log_path;
@@ -31,9 +31,13 @@ static void make(struct fixture *f, void **state, uint64_t seed, int classes)
 
     *f = (struct fixture){.ps = fake_params(seed, classes), .log_path = scratch_path(state, "log")};
     f->spec = json_parse(spec, strlen(spec), NULL);
-    f->momentum = fake_backend.ops->mem_alloc(&fake_backend, f->ps->n_weights * sizeof(float), NULL);
-    for (size_t i = 0; i < f->ps->n_weights; i++)
-        f->momentum[i] = (float)(seed * 1000 + i);
+    f->states = (struct optim_states){2, {{.name = "exp_avg"}, {.name = "ema"}}};
+    for (int k = 0; k < f->states.n; k++) {
+        float *x = xcalloc(f->ps->n_weights, sizeof *x);
+        for (size_t i = 0; i < f->ps->n_weights; i++)
+            x[i] = (float)(seed * 1000 + (size_t)k * 500 + i);
+        f->states.v[k].values = x;
+    }
     f->log = (struct log){open(f->log_path, O_CREAT | O_RDWR | O_TRUNC, 0600), LOG_INFO, "test"};
     checkpoint_init(&f->c, *state, 2);
     f->c.spec = f->spec;
@@ -47,7 +51,8 @@ static void drop(struct fixture *f)
     close(f->log.fd);
     checkpoint_free(&f->c);
     params_destroy(f->ps);
-    free(f->momentum);
+    for (int k = 0; k < f->states.n; k++)
+        free(f->states.v[k].values);
     free(f->log_path);
     cJSON_Delete(f->spec);
 }
@@ -69,7 +74,7 @@ static void save(struct fixture *f, int64_t step)
     receipts_feed(&st.receipts, (uint64_t)step);
     receipts_add(&st.receipts, &r);
     receipts_feed(&st.receipts, 5); /* the running order has gone on since the receipt */
-    if (checkpoint_save(&f->c, &st, f->ps, f->momentum, &e) < 0)
+    if (checkpoint_save(&f->c, &st, f->ps, &f->states, &e) < 0)
         fail_msg("%s", e.msg);
 }
 
@@ -89,10 +94,10 @@ static void round_trip(void **state)
 
     make(&a, state, 1, 3);
     make(&b, state, 2, 3);
-    assert_int_equal(checkpoint_load(&a.c, &st, a.ps, a.momentum, &e), 0); /* none yet */
+    assert_int_equal(checkpoint_load(&a.c, &st, a.ps, &a.states, &e), 0); /* none yet */
     save(&a, 7);
     b.c.world_size = 5;
-    if (checkpoint_load(&b.c, &st, b.ps, b.momentum, &e) != 1)
+    if (checkpoint_load(&b.c, &st, b.ps, &b.states, &e) != 1)
         fail_msg("%s", e.msg);
     assert_int_equal(st.step, 7);
     assert_true(st.epoch_loss_sum == 0.1 * 7.0 && st.best.epoch == 1 && st.best.step == 2 &&
@@ -109,7 +114,10 @@ static void round_trip(void **state)
     assert_string_equal(st.receipts.order.s, want.order.s);
     assert_memory_equal(a.ps->weights, b.ps->weights, a.ps->n_weights * sizeof(float));
     const struct param *p = params_find(a.ps, "fc.weight"), *q = params_find(a.ps, "bn.running_mean");
-    assert_memory_equal(a.momentum + p->offset, b.momentum + p->offset, 15 * sizeof(float));
+    for (int k = 0; k < 2; k++)
+        assert_memory_equal(a.states.v[k].values + p->offset, b.states.v[k].values + p->offset,
+                            15 * sizeof(float));
+    assert_true(a.states.v[0].values[p->offset] != a.states.v[1].values[p->offset]);
     assert_memory_equal(q->value, params_find(b.ps, "bn.running_mean")->value, 5 * sizeof(float));
     drop(&a);
     drop(&b);
@@ -149,7 +157,7 @@ static void what_is_too_old_loses_its_name_first(void **state)
     save(&f, 10);
     save(&f, 20);
     setenv("BATCHFORMER_FAULT", "checkpoint.before_remove:error", 1);
-    assert_int_equal(checkpoint_save(&f.c, &st, f.ps, f.momentum, &e), -1);
+    assert_int_equal(checkpoint_save(&f.c, &st, f.ps, &f.states, &e), -1);
     unsetenv("BATCHFORMER_FAULT");
     assert_int_equal(checkpoint_list(&f.c, &steps), 2);
     assert_true(steps[0] == 30 && steps[1] == 20);
@@ -175,7 +183,7 @@ static void check_fallback(void **state, const char *file, long flip_at)
         scratch_flip(path, flip_at);
     else
         assert_int_equal(unlink(path), 0);
-    if (checkpoint_load(&f.c, &st, f.ps, f.momentum, &e) != 1)
+    if (checkpoint_load(&f.c, &st, f.ps, &f.states, &e) != 1)
         fail_msg("%s damaged: %s", file, e.msg);
     assert_int_equal(st.step, 10);
     char *log = scratch_read(f.log_path);
@@ -217,7 +225,7 @@ static void every_flip_in_the_manifest_is_seen(void **state)
         if (text[i] == '\t' || text[i] == '\n' || text[i] == ' ')
             continue;
         scratch_flip(path, i);
-        if (checkpoint_load(&f.c, &st, f.ps, f.momentum, &e) != -1)
+        if (checkpoint_load(&f.c, &st, f.ps, &f.states, &e) != -1)
             fail_msg("a flip in byte %ld of the manifest went unseen", i);
         scratch_flip(path, i);
     }
@@ -261,7 +269,7 @@ static void version_1_has_no_receipts(void **state)
     make(&f, state, 1, 3);
     save(&f, 10);
     edit_manifest(&f, 10, make_version_1);
-    if (checkpoint_load(&f.c, &st, f.ps, f.momentum, &e) != 1)
+    if (checkpoint_load(&f.c, &st, f.ps, &f.states, &e) != 1)
         fail_msg("%s", e.msg);
     assert_int_equal(st.step, 10);
     assert_int_equal(st.receipts.n, 0);
@@ -274,7 +282,7 @@ static void version_1_has_no_receipts(void **state)
     assert_non_null(strstr(log, "steps up to 10 were made by a version without receipts"));
     free(log);
     save(&f, 20); /* and a new one is of this version again */
-    assert_int_equal(checkpoint_load(&f.c, &st, f.ps, f.momentum, &e), 1);
+    assert_int_equal(checkpoint_load(&f.c, &st, f.ps, &f.states, &e), 1);
     assert_int_equal(st.receipts.n, 1);
     drop(&f);
 }
@@ -318,7 +326,7 @@ static void bad_receipts_are_damage(void **state)
         make(&f, state, 1, 3);
         save(&f, 10);
         edit_manifest(&f, 10, rows[i].edit);
-        assert_int_equal(checkpoint_load(&f.c, &st, f.ps, f.momentum, &e), -1);
+        assert_int_equal(checkpoint_load(&f.c, &st, f.ps, &f.states, &e), -1);
         if (!strstr(e.msg, rows[i].says))
             fail_msg("%s", e.msg);
         drop(&f);
@@ -338,7 +346,7 @@ static void all_damaged_is_an_error(void **state)
         scratch_flip(path, -5);
         free(path);
     }
-    assert_int_equal(checkpoint_load(&f.c, &st, f.ps, f.momentum, &e), -1);
+    assert_int_equal(checkpoint_load(&f.c, &st, f.ps, &f.states, &e), -1);
     assert_non_null(strstr(e.msg, "no checkpoint is whole"));
     assert_non_null(strstr(e.msg, "step-00000010"));
     drop(&f);
@@ -353,14 +361,17 @@ static void others_are_refused(void **state)
     make(&a, state, 1, 3);
     save(&a, 10);
     make(&b, state, 1, 4);
-    assert_int_equal(checkpoint_load(&b.c, &st, b.ps, b.momentum, &e), -1);
+    assert_int_equal(checkpoint_load(&b.c, &st, b.ps, &b.states, &e), -1);
     assert_true(strstr(e.msg, "fc.weight") && strstr(e.msg, "(3, 5)") && strstr(e.msg, "(4, 5)"));
+    b.states.v[1].name = "momentum"; /* what this checkpoint does not hold */
+    assert_int_equal(checkpoint_load(&a.c, &st, a.ps, &b.states, &e), -1);
+    assert_non_null(strstr(e.msg, "tensor momentum."));
     a.c.data_hash = "abd";
-    assert_int_equal(checkpoint_load(&a.c, &st, a.ps, a.momentum, &e), -1);
+    assert_int_equal(checkpoint_load(&a.c, &st, a.ps, &a.states, &e), -1);
     assert_non_null(strstr(e.msg, "data"));
     a.c.data_hash = "abc";
     cJSON_ReplaceItemInObject(a.spec, "seed", cJSON_CreateNumber(5));
-    assert_int_equal(checkpoint_load(&a.c, &st, a.ps, a.momentum, &e), -1);
+    assert_int_equal(checkpoint_load(&a.c, &st, a.ps, &a.states, &e), -1);
     assert_non_null(strstr(e.msg, "/seed"));
     drop(&a);
     drop(&b);
@@ -378,11 +389,11 @@ static void failed_save_leaves_the_old_ones(void **state)
     save(&f, 10);
     for (int i = 0; i < 2; i++) {
         setenv("BATCHFORMER_FAULT", points[i], 1);
-        assert_int_equal(checkpoint_save(&f.c, &st, f.ps, f.momentum, &e), -1);
+        assert_int_equal(checkpoint_save(&f.c, &st, f.ps, &f.states, &e), -1);
         unsetenv("BATCHFORMER_FAULT");
         assert_int_equal(scratch_count(f.c.dir), 1);
     }
-    assert_int_equal(checkpoint_load(&f.c, &st, f.ps, f.momentum, &e), 1);
+    assert_int_equal(checkpoint_load(&f.c, &st, f.ps, &f.states, &e), 1);
     assert_int_equal(st.step, 10);
     assert_int_equal(st.best.epoch, 1);
     drop(&f);

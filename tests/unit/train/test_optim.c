@@ -1,5 +1,6 @@
 /* test_optim - segments cover all weights once and keep unlike parameters apart; one step is
- * torch.optim.SGD's; clipping is torch's. */
+ * torch.optim.SGD's; clipping is torch's; the moving average and its place; what a backend lacks.
+ * tests/ops/test_optim_golden.c has the other optimisers. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -7,6 +8,7 @@
 #include <cmocka.h>
 #include <math.h>
 #include <stdlib.h>
+#include <string.h>
 #include "fake_backend.h"
 #include "worker/train/optim.h"
 
@@ -110,6 +112,94 @@ static void measuring_clipping_skipping(void **state)
     params_destroy(ps);
 }
 
+/* The average follows every update and no other; between use_average and use_weights it is in the weights'
+ * place, and the weights come back with the same bits. */
+static void the_average_takes_the_place_of_the_weights(void **state)
+{
+    struct jobspec spec = {.optim = {.ema = 0.75}};
+    struct params *ps = fake_params(1, 3);
+    struct err e = ERR_INIT;
+    struct optim *o = optim_create(&spec, ps, &e);
+    struct step_scalars s = {.lr = 1};
+    const size_t bytes = ps->n_weights * sizeof(float);
+    float *before = xmalloc(bytes);
+
+    (void)state;
+    assert_int_equal(o->states.n, 2);
+    assert_string_equal(o->states.v[0].name, "momentum");
+    assert_string_equal(o->states.v[1].name, "ema");
+    ps->weights[0] = 8;
+    assert_int_equal(optim_begin(o, &e), 0);
+    assert_memory_equal(o->average, ps->weights, bytes);
+    ps->grads[0] = 4;
+    assert_int_equal(optim_step(o, &s, &e), 0);
+    assert_true(ps->weights[0] == 4 && o->average[0] == 7);
+    s.loss_not_finite = 1;
+    assert_int_equal(optim_step(o, &s, &e), 0);
+    assert_true(ps->weights[0] == 4 && o->average[0] == 7);
+    memcpy(before, ps->weights, bytes);
+    assert_int_equal(optim_use_average(o, &e), 0);
+    assert_memory_equal(ps->weights, o->average, bytes);
+    assert_int_equal(optim_use_weights(o, &e), 0);
+    assert_memory_equal(ps->weights, before, bytes);
+    assert_true(o->average[0] == 7);
+    free(before);
+    optim_destroy(o);
+    params_destroy(ps);
+}
+
+static void without_an_average_nothing_moves(void **state)
+{
+    struct jobspec spec = {0};
+    struct params *ps = fake_params(1, 3);
+    struct err e = ERR_INIT;
+    struct optim *o = optim_create(&spec, ps, &e);
+    float w = ps->weights[0];
+
+    (void)state;
+    assert_true(o->states.n == 1 && !o->average);
+    ps->grads[0] = w + 1;
+    assert_int_equal(optim_begin(o, &e), 0);
+    assert_int_equal(optim_use_average(o, &e), 0);
+    assert_int_equal(optim_use_weights(o, &e), 0);
+    assert_true(ps->weights[0] == w && ps->grads[0] == w + 1);
+    optim_destroy(o);
+    params_destroy(ps);
+}
+
+static void expect_refused(struct backend *be, const struct jobspec *spec, const char *message)
+{
+    struct params *ps = fake_params(1, 3);
+    struct err e = ERR_INIT;
+    struct backend *own = ps->backend;
+
+    ps->backend = be;
+    assert_null(optim_create(spec, ps, &e));
+    assert_string_equal(e.msg, message);
+    ps->backend = own;
+    params_destroy(ps);
+}
+
+static void a_backend_that_lacks_a_sweep_is_named(void **state)
+{
+    struct flat_ops flat = *fake_backend.ops->flat;
+    struct backend_ops ops = *fake_backend.ops;
+    struct backend plain = {&ops};
+
+    (void)state;
+    flat.ema = NULL;
+    ops.flat = &flat;
+    ops.name = "plain";
+    expect_refused(&fake_backend, &(struct jobspec){.optim = {.kind = OPTIM_ADAM}},
+                   "backend fake has no optimiser adam (/optim/kind)");
+    expect_refused(&fake_backend, &(struct jobspec){.optim = {.kind = OPTIM_ADAMW}},
+                   "backend fake has no optimiser adamw (/optim/kind)");
+    expect_refused(&fake_backend, &(struct jobspec){.optim = {.kind = OPTIM_LARS}},
+                   "backend fake has no optimiser lars (/optim/kind)");
+    expect_refused(&plain, &(struct jobspec){.optim = {.ema = 0.9}},
+                   "backend plain has no moving average of weights (/optim/ema)");
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -117,6 +207,9 @@ int main(void)
         cmocka_unit_test(unlike_parameters_are_kept_apart),
         cmocka_unit_test(steps_use_the_segment),
         cmocka_unit_test(measuring_clipping_skipping),
+        cmocka_unit_test(the_average_takes_the_place_of_the_weights),
+        cmocka_unit_test(without_an_average_nothing_moves),
+        cmocka_unit_test(a_backend_that_lacks_a_sweep_is_named),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -9,6 +9,7 @@
 #include <string.h>
 #include "common/json.h"
 #include "fake_backend.h"
+#include "worker/train/optim.h"
 #include "worker/train/receipt.h"
 
 static void fixed_steps(void **state)
@@ -107,10 +108,11 @@ static struct hash_hex by_hand(const struct params *ps, enum param_kind kind, co
 
 static struct hash_hex state_hash(const struct params *ps, enum param_kind kind, const float *flat)
 {
+    const struct optim_states one = {1, {{"momentum", (float *)flat}}};
     struct hash_hex h;
     struct err e = ERR_INIT;
 
-    if (receipt_hash(ps, kind, flat, &h, &e) < 0)
+    if ((flat ? receipt_hash_states(ps, &one, &h, &e) : receipt_hash(ps, kind, &h, &e)) < 0)
         fail_msg("%s", e.msg);
     return h;
 }
@@ -149,6 +151,36 @@ static void hashes_cover_every_bit_and_no_padding(void **state)
     params_destroy(ps);
     params_destroy(same);
     params_destroy(other);
+}
+
+static void every_state_counts(void **state)
+{
+    struct params *ps = fake_params(1, 3);
+    float *x[3];
+    struct hash_hex both, other;
+    struct err e = ERR_INIT;
+
+    (void)state;
+    for (int k = 0; k < 3; k++) {
+        x[k] = calloc(ps->n_weights, sizeof **x);
+        for (size_t i = 0; i < ps->n_weights; i++)
+            x[k][i] = (float)(k * 1000) + (float)i;
+    }
+    struct optim_states states = {2, {{"exp_avg", x[0]}, {"exp_avg_sq", x[1]}, {"ema", x[2]}}};
+    assert_int_equal(receipt_hash_states(ps, &states, &both, &e), 0);
+    assert_string_not_equal(both.s, state_hash(ps, PARAM_WEIGHT, x[0]).s);
+    for (int k = 0; k < 3; k++) {
+        x[k][params_find(ps, "layer.weight")->offset] += 1;
+        assert_int_equal(receipt_hash_states(ps, &states, &other, &e), 0);
+        assert_int_equal(strcmp(both.s, other.s) != 0, k < states.n);
+        x[k][params_find(ps, "layer.weight")->offset] -= 1;
+    }
+    states.n = 3;
+    assert_int_equal(receipt_hash_states(ps, &states, &other, &e), 0);
+    assert_string_not_equal(both.s, other.s);
+    for (int k = 0; k < 3; k++)
+        free(x[k]);
+    params_destroy(ps);
 }
 
 static void check_odd(const char *letters, int rank, int than)
@@ -240,13 +272,10 @@ static void pieces_hash_as_the_whole(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(fixed_steps),
-        cmocka_unit_test(a_longer_run_keeps_what_it_would_have),
-        cmocka_unit_test(the_order_is_a_chain),
-        cmocka_unit_test(hashes_cover_every_bit_and_no_padding),
-        cmocka_unit_test(most_ranks_are_right),
-        cmocka_unit_test(json_both_ways),
-        cmocka_unit_test(pieces_hash_as_the_whole),
+        cmocka_unit_test(fixed_steps),          cmocka_unit_test(a_longer_run_keeps_what_it_would_have),
+        cmocka_unit_test(the_order_is_a_chain), cmocka_unit_test(hashes_cover_every_bit_and_no_padding),
+        cmocka_unit_test(every_state_counts),   cmocka_unit_test(most_ranks_are_right),
+        cmocka_unit_test(json_both_ways),       cmocka_unit_test(pieces_hash_as_the_whole),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -35,6 +35,18 @@ static void free_fields(void **state)
         0);
 }
 
+static void null_is_as_good_as_absent(void **state)
+{
+    struct err e = ERR_INIT;
+
+    (void)state;
+    assert_int_equal(
+        match("{\"name\":\"a\",\"seed\":1,\"data\":{\"format\":\"idx\",\"path\":\"/x\"},\"optim\":null,"
+              "\"train\":{\"epochs\":2,\"batch_size\":32,\"ema\":null},\"resources\":{}}",
+              &e),
+        0);
+}
+
 static void expect_named(const char *now, const char *pointer, const char *saved_value, const char *now_value)
 {
     struct err e = ERR_INIT;
@@ -59,12 +71,19 @@ static void bound_fields(void **state)
     expect_named("{\"name\":\"a\",\"seed\":1,\"data\":{\"path\":\"/x\"},"
                  "\"train\":{\"epochs\":2,\"batch_size\":32},\"resources\":{}}",
                  "/data/format", "idx", "nothing");
+    expect_named("{\"name\":\"a\",\"seed\":null,\"data\":{\"format\":\"idx\",\"path\":\"/x\"},"
+                 "\"train\":{\"epochs\":2,\"batch_size\":32},\"resources\":{}}",
+                 "/seed", "1", "null");
+    expect_named("{\"name\":\"a\",\"seed\":1,\"data\":{\"format\":\"idx\",\"path\":\"/x\"},"
+                 "\"train\":{\"epochs\":2,\"batch_size\":32,\"ema\":0.9},\"resources\":{}}",
+                 "/train/ema", "nothing", "0.9");
 }
 
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(free_fields),
+        cmocka_unit_test(null_is_as_good_as_absent),
         cmocka_unit_test(bound_fields),
     };
 

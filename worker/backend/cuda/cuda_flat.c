@@ -31,4 +31,32 @@ static int sumsq(struct backend *be, const float *x, size_t n, double *out, stru
     return be->ops->download(be, out, b->sum, sizeof *out, e);
 }
 
-const struct flat_ops cuda_flat_ops = {measure, sgd, sumsq};
+/* The kernel only reads g. */
+static int adam(struct backend *be, float *w, const float *g, float *m, float *v, size_t n,
+                const struct adam_args *a, const struct step_scalars *s, struct err *e)
+{
+    const struct flat_range range = {.w = w, .g = (float *)g, .n = (int64_t)n, .lr_scale = a->lr_scale};
+
+    CUDA_TRY(e, flat_adam(&range, m, v, a, s, cuda_of(be)->compute));
+    return 0;
+}
+
+/* The same. */
+static int lars(struct backend *be, float *w, const float *g, float *m, const struct lars_args *a,
+                const struct step_scalars *s, struct err *e)
+{
+    const struct flat_range range = {.w = w, .g = (float *)g};
+
+    CUDA_TRY(e, flat_lars(&range, m, a, s, cuda_of(be)->compute));
+    return 0;
+}
+
+static int ema(struct backend *be, float *average, const float *w, size_t n, double decay,
+               const struct step_scalars *s, struct err *e)
+{
+    CUDA_TRY(e, flat_ema(average, w, (int64_t)n, decay, s, cuda_of(be)->compute));
+    return 0;
+}
+
+const struct flat_ops cuda_flat_ops = {
+    .measure = measure, .sumsq = sumsq, .sgd = sgd, .adam = adam, .lars = lars, .ema = ema};

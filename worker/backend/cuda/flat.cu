@@ -136,25 +136,36 @@ __global__ void __launch_bounds__(THREADS)
     }
 }
 
+/* What a sweep of Adam uses, rounded once. */
+struct adam_step {
+    float rate, root, keep, l2; /* lr/(1-β₁ᵗ), √(1-β₂ᵗ); the two kinds of decay */
+};
+
 /* log_beta: ln β, so that 1 - βᵗ = -expm1(t·ln β) to full precision. */
-__global__ void __launch_bounds__(THREADS)
-    flat_adamw_sweep(struct flat_range r, float *m, float *v, struct flat_adamw_args a, double log_beta1,
-                     double log_beta2, const struct step_ctx *step, const struct step_scalars *s, bool whole)
+__device__ __forceinline__ struct adam_step adam_step_of(const struct step_scalars *s, double lr_scale,
+                                                         const struct adam_args &a, double log_beta1,
+                                                         double log_beta2)
 {
-    __shared__ float once[2];
+    const double lr = s->lr * lr_scale, t = s->update;
+
+    return {(float)(lr / -expm1(t * log_beta1)), (float)sqrt(-expm1(t * log_beta2)),
+            a.decoupled ? (float)(1 - lr * (double)a.weight_decay) : 1.0f,
+            a.decoupled ? 0.0f : a.weight_decay};
+}
+
+__global__ void __launch_bounds__(THREADS)
+    flat_adam_sweep(struct flat_range r, float *m, float *v, struct adam_args a, double log_beta1,
+                    double log_beta2, const struct step_scalars *s, bool whole)
+{
+    __shared__ struct adam_step once;
 
     if (skips(s))
         return;
-    const double lr = s->lr * r.lr_scale;
-    if (threadIdx.x == 0) {
-        const double t = (double)step->step + 1;
-
-        once[0] = (float)(lr / -expm1(t * log_beta1));
-        once[1] = (float)sqrt(-expm1(t * log_beta2));
-    }
+    if (threadIdx.x == 0)
+        once = adam_step_of(s, r.lr_scale, a, log_beta1, log_beta2);
     __syncthreads();
-    const float rate = once[0], root = once[1], clip = clip_factor(s);
-    const float keep = (float)(1 - lr * (double)a.weight_decay);
+    const struct adam_step o = once;
+    const float clip = clip_factor(s);
     const float b2 = (float)a.beta2, c1 = (float)(1 - a.beta1), c2 = (float)(1 - a.beta2);
 
     for (int64_t j = ((int64_t)blockIdx.x * THREADS + threadIdx.x) * W; j < r.n;
@@ -167,11 +178,11 @@ __global__ void __launch_bounds__(THREADS)
         load_pack(v, j, r.n, whole, 0.0f, vv);
         UNROLL
         for (int k = 0; k < W; k++) {
-            const float g = clip * vg[k];
+            const float d = clip * vg[k] + o.l2 * vw[k];
 
-            vm[k] += c1 * (g - vm[k]);
-            vv[k] = b2 * vv[k] + c2 * g * g;
-            vw[k] = keep * vw[k] - rate * (vm[k] / (sqrtf(vv[k]) / root + a.eps));
+            vm[k] += c1 * (d - vm[k]);
+            vv[k] = b2 * vv[k] + c2 * d * d;
+            vw[k] = o.keep * vw[k] - o.rate * (vm[k] / (sqrtf(vv[k]) / o.root + a.eps));
         }
         store_weights(r.w, (__nv_bfloat16 *)r.bf16, j, r.n, whole, vw);
         store_pack(m, j, r.n, whole, vm);
@@ -180,11 +191,11 @@ __global__ void __launch_bounds__(THREADS)
 }
 
 /* A block is a chunk: Σw² and Σg² of it. */
-__global__ void __launch_bounds__(THREADS) flat_lars_sums(struct flat_lars_args a, bool whole)
+__global__ void __launch_bounds__(THREADS) flat_lars_sums(struct flat_range r, struct lars_args a, bool whole)
 {
     const struct flat_chunk c = a.chunks[blockIdx.x];
-    const double ww = block_sumsq(a.w + c.first, 0, c.count, whole && c.first % W == 0);
-    const double gg = block_sumsq(a.g + c.first, 0, c.count, whole && c.first % W == 0);
+    const double ww = block_sumsq(r.w + c.first, 0, c.count, whole && c.first % W == 0);
+    const double gg = block_sumsq(r.g + c.first, 0, c.count, whole && c.first % W == 0);
 
     if (threadIdx.x == 0) {
         a.partials[2 * (int64_t)blockIdx.x] = ww;
@@ -193,8 +204,7 @@ __global__ void __launch_bounds__(THREADS) flat_lars_sums(struct flat_lars_args 
 }
 
 /* A warp is a tensor. */
-__global__ void __launch_bounds__(THREADS)
-    flat_lars_trust(struct flat_lars_args a, const struct step_scalars *s)
+__global__ void __launch_bounds__(THREADS) flat_lars_trust(struct lars_args a, const struct step_scalars *s)
 {
     const int64_t i = (int64_t)blockIdx.x * (THREADS / WARP_LANES) + threadIdx.x / WARP_LANES;
     double ww = 0, gg = 0;
@@ -211,13 +221,14 @@ __global__ void __launch_bounds__(THREADS)
     gg = sqrt(warp_sum(gg)) * clip_factor(s);
     if (threadIdx.x % WARP_LANES == 0)
         a.trust[i] = t.adapts && ww > 0 && gg > 0
-                         ? (float)(a.eta * ww / (gg + (double)t.weight_decay * ww + a.eps))
+                         ? (float)(a.coefficient * ww / (gg + (double)t.weight_decay * ww + a.eps))
                          : 1.0f;
 }
 
 /* A block is a chunk. */
 __global__ void __launch_bounds__(THREADS)
-    flat_lars_sweep(struct flat_lars_args a, const struct step_scalars *s, bool whole_range)
+    flat_lars_sweep(struct flat_range r, float *momentum, struct lars_args a, const struct step_scalars *s,
+                    bool whole_range)
 {
     if (skips(s))
         return;
@@ -225,8 +236,8 @@ __global__ void __launch_bounds__(THREADS)
     const struct flat_tensor t = a.tensors[c.tensor];
     const float trust = a.trust[c.tensor], clip = clip_factor(s), lr = (float)(s->lr * t.lr_scale);
     const bool whole = whole_range && c.first % W == 0;
-    float *w = a.w + c.first, *g = a.g + c.first, *m = a.m + c.first;
-    __nv_bfloat16 *bf16 = a.bf16 ? (__nv_bfloat16 *)a.bf16 + c.first : NULL;
+    float *w = r.w + c.first, *g = r.g + c.first, *m = momentum + c.first;
+    __nv_bfloat16 *bf16 = r.bf16 ? (__nv_bfloat16 *)r.bf16 + c.first : NULL;
 
     for (int64_t j = (int64_t)threadIdx.x * W; j < c.count; j += THREADS * W) {
         float vw[W], vg[W], vm[W];
@@ -237,7 +248,7 @@ __global__ void __launch_bounds__(THREADS)
         UNROLL
         for (int k = 0; k < W; k++)
             vg[k] = trust * (clip * vg[k] + t.weight_decay * vw[k]);
-        momentum_step(vw, vg, vm, a.momentum, a.nesterov != 0, lr);
+        momentum_step(vw, vg, vm, a.momentum, a.nesterov, lr);
         store_weights(w, bf16, j, c.count, whole, vw);
         store_pack(m, j, c.count, whole, vm);
     }
@@ -336,51 +347,32 @@ cudaError_t flat_sgd(const struct flat_range *r, float *m, const struct flat_sgd
     return cudaGetLastError();
 }
 
-cudaError_t flat_adamw(const struct flat_range *r, float *m, float *v, const struct flat_adamw_args *a,
-                       const struct step_ctx *step, const struct step_scalars *s, cudaStream_t stream)
+cudaError_t flat_adam(const struct flat_range *r, float *m, float *v, const struct adam_args *a,
+                      const struct step_scalars *s, cudaStream_t stream)
 {
     if (r->n < 0 || !(a->beta1 >= 0 && a->beta1 < 1 && a->beta2 >= 0 && a->beta2 < 1))
         return cudaErrorInvalidValue;
     if (r->n == 0)
         return cudaSuccess;
-    BF_LAUNCH(flat_adamw_sweep, sweep_blocks(r->n), THREADS, 0, stream, *r, m, v, *a, log(a->beta1),
-              log(a->beta2), step, s, range_is_aligned(r) && aligned(m, 16) && aligned(v, 16));
+    BF_LAUNCH(flat_adam_sweep, sweep_blocks(r->n), THREADS, 0, stream, *r, m, v, *a, log(a->beta1),
+              log(a->beta2), s, range_is_aligned(r) && aligned(m, 16) && aligned(v, 16));
     return cudaGetLastError();
 }
 
-int64_t flat_chunks(struct flat_tensor *tensors, int64_t n_tensors, struct flat_chunk *out)
+cudaError_t flat_lars(const struct flat_range *r, float *m, const struct lars_args *a,
+                      const struct step_scalars *s, cudaStream_t stream)
 {
-    int64_t n = 0;
-
-    for (int64_t i = 0; i < n_tensors; i++) {
-        struct flat_tensor *t = &tensors[i];
-
-        t->chunk0 = n;
-        t->n_chunks = (t->count + FLAT_CHUNK - 1) / FLAT_CHUNK;
-        for (int64_t c = 0; c < t->n_chunks; c++, n++) {
-            const int64_t from = c * FLAT_CHUNK, left = t->count - from;
-
-            if (out)
-                out[n] = {t->first + from, left < FLAT_CHUNK ? (int32_t)left : (int32_t)FLAT_CHUNK,
-                          (int32_t)i};
-        }
-    }
-    return n;
-}
-
-cudaError_t flat_lars(const struct flat_lars_args *a, const struct step_scalars *s, cudaStream_t stream)
-{
-    const bool whole = aligned(a->w, 16) && aligned(a->g, 16) && aligned(a->m, 16) && aligned(a->bf16, 8);
+    const bool whole = range_is_aligned(r) && aligned(m, 16);
     const int tensors_per_block = THREADS / WARP_LANES;
 
     if (a->n_chunks < 0 || a->n_chunks > INT32_MAX || a->n_tensors < 0 || a->n_tensors > INT32_MAX)
         return cudaErrorInvalidValue;
     if (a->n_chunks == 0)
         return cudaSuccess;
-    BF_LAUNCH(flat_lars_sums, (unsigned)a->n_chunks, THREADS, 0, stream, *a, whole);
+    BF_LAUNCH(flat_lars_sums, (unsigned)a->n_chunks, THREADS, 0, stream, *r, *a, whole);
     BF_LAUNCH(flat_lars_trust, (unsigned)((a->n_tensors + tensors_per_block - 1) / tensors_per_block),
               THREADS, 0, stream, *a, s);
-    BF_LAUNCH(flat_lars_sweep, (unsigned)a->n_chunks, THREADS, 0, stream, *a, s, whole);
+    BF_LAUNCH(flat_lars_sweep, (unsigned)a->n_chunks, THREADS, 0, stream, *r, m, *a, s, whole);
     return cudaGetLastError();
 }
 

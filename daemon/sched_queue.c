@@ -1,5 +1,5 @@
-/* sched - see sched.h. */
-#include "daemon/sched.h"
+/* sched_queue - see sched_queue.h. */
+#include "daemon/sched_queue.h"
 
 #include <stdlib.h>
 

@@ -1,5 +1,5 @@
-/* test_sched - properties that must hold for every queue, on random ones; and the rules one by one. */
-#include "daemon/sched.h"
+/* test_sched_queue - properties that must hold for every queue, on random ones; and the rules one by one. */
+#include "daemon/sched_queue.h"
 
 #include "tests/unit/cm.h"
 #include <stdlib.h>
