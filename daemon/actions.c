@@ -9,6 +9,7 @@
 #include "daemon/actions.h"
 #include "common/clock.h"
 #include "common/fault.h"
+#include "daemon/confine.h"
 #include "daemon/conn.h"
 #include "daemon/planner.h"
 #include "daemon/run.h"
@@ -53,14 +54,17 @@ static int start_attempt(struct daemon *d, const struct job *job, const char *di
                                 .attempt = job->attempt,
                                 .n_ranks = job->held_ranks,
                                 .place = &job->place,
+                                .uid = job->uid,
                                 .run_dir = dir,
                                 .token = job->token};
+    struct run_dir_attempt at = {job->id, job->attempt, job->held_ranks, job->uid};
     char *spec = store_spec(d->store, job->id, e);
     int rc = -1;
 
     if (fault_hit("actions.launch", &d->actions->launch_fault)) {
         err_set_kind(e, ERR_NO_SPACE, "%s: fault injected", dir);
-    } else if (spec && run_dir_prepare(dir, spec, job->id, job->attempt, job->held_ranks, e) == 0) {
+    } else if (spec && confine_check(d->options, job->uid, spec, e) == 0 &&
+               run_dir_prepare(dir, spec, &at, e) == 0) {
         (void)fault_hit("actions.prepared", &d->actions->prepared_fault);
         rq.resume = job->attempt > 1 || run_dir_has_run(dir);
         rc = d->launcher->ops->start(d->launcher, &rq, process, e);

@@ -18,6 +18,7 @@
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 enum { FLUSH_MS = 2000 };
@@ -67,7 +68,9 @@ static int open_store(struct daemon *d, struct err *e)
 {
     char *path = fs_join(d->options->state_dir, "state.db");
 
+    mode_t before = umask(077); /* it holds tokens */
     d->store = store_open(path, e);
+    umask(before);
     free(path);
     return d->store ? store_skip_ids(d->store, run_dir_max_id(d->options->state_dir), e) : -1;
 }
@@ -98,7 +101,8 @@ static int make_launcher(struct daemon *d, struct err *e)
                                               .listener = actions_launch_listener(d),
                                               .mpirun = o->mpirun,
                                               .worker = o->worker,
-                                              .address = o->listen.items[0],
+                                              .address = o->link_address,
+                                              .guest_address = o->guest_link_address,
                                               .host = d->host,
                                               .launch_agent = o->launch_agent,
                                               .hang_ms = o->hang_ms};

@@ -35,7 +35,8 @@ struct entry {
 
 struct queue {
     struct entry *head, **tail;
-    int64_t n; /* events */
+    int64_t n;           /* events */
+    int64_t n_submitted; /* jobs among them that are new */
 };
 
 struct journal {
@@ -68,6 +69,7 @@ static void queue_push(struct queue *q, struct entry *en)
     *q->tail = en;
     q->tail = &en->next;
     q->n += n_events(en);
+    q->n_submitted += en->n_added;
 }
 
 static struct entry *queue_pop(struct queue *q)
@@ -80,6 +82,7 @@ static struct entry *queue_pop(struct queue *q)
     if (!q->head)
         q->tail = &q->head;
     q->n -= n_events(en);
+    q->n_submitted -= en->n_added;
     return en;
 }
 
@@ -164,6 +167,7 @@ static void collect(struct journal *j, struct queue *round)
             j->pending.tail = stay.tail;
         j->pending.head = stay.head;
         j->pending.n += stay.n;
+        j->pending.n_submitted += stay.n_submitted;
     }
 }
 
@@ -447,6 +451,18 @@ void journal_submit(struct journal *j, const struct journal_job *jobs, int64_t n
     en->done = done;
     en->ctx = ctx;
     queue_push(&j->pending, en);
+}
+
+int64_t journal_n_submitting(const struct journal *j, int64_t uid)
+{
+    int64_t n = 0;
+
+    if (uid < 0)
+        return j->pending.n_submitted;
+    for (const struct entry *en = j->pending.head; en; en = en->next)
+        if (en->n_added && en->added[0].ev.uid == uid)
+            n += en->n_added;
+    return n;
 }
 
 int64_t journal_last_seq(const struct journal *j)

@@ -55,6 +55,9 @@ struct journal_job {
 void journal_submit(struct journal *j, const struct journal_job *jobs, int64_t n, const char *key,
                     journal_done_fn *done, void *ctx);
 
+/* How many submitted jobs of the user (-1: of all) are not durable yet. */
+int64_t journal_n_submitting(const struct journal *j, int64_t uid);
+
 /* The newest event's seq; 0 before the first. */
 int64_t journal_last_seq(const struct journal *j);
 

@@ -14,6 +14,7 @@
 /* Borrowed for the time of the call. */
 struct launch_request {
     int64_t job, attempt, n_ranks;
+    int64_t uid; /* who submitted it: under root it runs as that user */
     bool resume;
     const struct place *place; /* where the ranks are to be; NULL for one that is looked for */
     const char *run_dir, *token;
@@ -72,12 +73,13 @@ struct launch_mpirun_config {
     uv_loop_t *loop;
     const struct log *log;
     struct launch_listener listener;
-    const char *mpirun;       /* path; NULL: look in $PATH at each start */
-    const char *worker;       /* path */
-    const char *address;      /* where rank 0 finds the coordinator: "unix:/absolute/path" */
-    const char *host;         /* this host's name among nodes */
-    const char *launch_agent; /* what mpirun reaches other hosts with; NULL: its default */
-    int64_t hang_ms;          /* an mpirun that has been without a rank for so long hangs */
+    const char *mpirun;        /* path; NULL: look in $PATH at each start */
+    const char *worker;        /* path */
+    const char *address;       /* where rank 0 finds the coordinator: "unix:/absolute/path" */
+    const char *guest_address; /* the same for ranks that run as another user; NULL: there is no such place */
+    const char *host;          /* this host's name among nodes */
+    const char *launch_agent;  /* what mpirun reaches other hosts with; NULL: its default */
+    int64_t hang_ms;           /* an mpirun that has been without a rank for so long hangs */
 };
 
 /* Borrows the strings of the config. */

@@ -7,13 +7,13 @@
 #include "daemon/logs.h"
 #include "common/buf.h"
 #include "common/utf8.h"
+#include "daemon/as_user.h"
 #include "daemon/conn.h"
 #include "daemon/daemon.h"
 #include "daemon/run_dir.h"
 
 #include <ctype.h>
 #include <dirent.h>
-#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -105,7 +105,12 @@ static size_t list_files(const char *run_dir, int64_t rank, int64_t out[MAX_FILE
     }
     out[n++] = LOGS_LAUNCHER;
     char *dir = xasprintf("%s/log", run_dir), *end;
-    DIR *d = opendir(dir);
+    struct as_user as;
+    DIR *d = NULL;
+    if (as_user_enter_owner(&as, run_dir, NULL) == 0) {
+        d = opendir(dir);
+        as_user_leave(&as);
+    }
     free(dir);
     for (struct dirent *ent; d && n < MAX_FILES && (ent = readdir(d));) {
         if (strncmp(ent->d_name, "rank-", 5) != 0 || !isdigit((unsigned char)ent->d_name[5]))
@@ -123,14 +128,9 @@ static size_t list_files(const char *run_dir, int64_t rank, int64_t out[MAX_FILE
 static int open_log(const char *run_dir, int64_t rank)
 {
     char *path = run_dir_log(run_dir, rank);
-    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
-    struct stat st;
+    int fd = run_dir_open(run_dir, path, NULL);
 
     free(path);
-    if (fd >= 0 && (fstat(fd, &st) < 0 || !S_ISREG(st.st_mode))) {
-        close(fd);
-        return -1;
-    }
     return fd;
 }
 

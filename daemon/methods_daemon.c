@@ -147,10 +147,10 @@ static void spec_estimate(struct rpc_call *call)
 }
 
 const struct rpc_method methods_daemon[] = {
-    {"daemon.info", ROLE_USER, info, ""},
-    {"daemon.drain", ROLE_ADMIN, drain, ""},
+    {"daemon.info", ROLE_VIEWER, info, ""},
+    {"daemon.drain", ROLE_OPERATOR, drain, ""},
     {"daemon.shutdown", ROLE_ADMIN, shut_down, "cancel"},
-    {"spec.validate", ROLE_USER, spec_validate, "spec"},
-    {"spec.estimate", ROLE_USER, spec_estimate, "spec ranks machine"},
+    {"spec.validate", ROLE_VIEWER, spec_validate, "spec"},
+    {"spec.estimate", ROLE_VIEWER, spec_estimate, "spec ranks machine"},
     {0},
 };

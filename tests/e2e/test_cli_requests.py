@@ -47,7 +47,7 @@ def event(seq, state, reason="", **more):
     (["submit", "/nonexistent/spec.json"], "/nonexistent/spec.json"),
     (["logs", "1", "--rank", "x"], "--rank: 'x' found"),
     (["--address"], "--address needs a value"),
-    (["--address", "tcp:host:1", "list"], "unix:PATH is accepted"),
+    (["--address", "http:host:1", "list"], "unix:PATH is accepted"),
 ])
 def test_usage_errors(args, part):
     run = bfctl(*args)
