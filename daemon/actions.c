@@ -81,7 +81,7 @@ static void wait_for_room(struct actions *a, struct run *r, const struct err *e)
         log_warn(&a->daemon->log, "job %lld: its start waits for room on the disk: %s", (long long)r->job,
                  e->msg);
     r->waits = true;
-    snprintf(r->waits_for, sizeof r->waits_for, "%s", e->msg);
+    snprintf(r->waits_for, sizeof r->waits_for, "%.255s", e->msg);
     uv_timer_start(&a->retry, on_retry, RETRY_MS, 0);
 }
 

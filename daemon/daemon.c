@@ -204,6 +204,8 @@ static void on_reload(uv_signal_t *s, int signo)
     struct err e = ERR_INIT;
 
     (void)signo;
+    if (d->stopping)
+        return;
     if (!d->options->config) {
         log_info(&d->log, "reload: there is no config file to read again");
         return;

@@ -12,7 +12,7 @@
 #include <stdbool.h>
 #include "daemon/job.h"
 
-/* The last line; a run that never started has none. */
+/* What the lines say; nothing of a run that never started. */
 struct fake_trace {
     bool started, ended;
     int64_t attempt, start_ms;

@@ -53,7 +53,7 @@ struct journal {
     int64_t last_seq, n_committed, n_failed;
     bool blocked; /* the disk refused; wait for the timer */
     bool flushing;
-    char trouble[512];          /* "" = the last round was written */
+    char trouble[1024];         /* "" = the last round was written */
     int64_t n_refused, said_ns; /* since the trouble began; when the log said so last */
     int applied_fault;
 };

@@ -186,7 +186,7 @@ class Submitter(Client):
 
     def __init__(self, load, name, keys):
         super().__init__(load, name)
-        self.keys, self.number, self.pending = keys, 0, None
+        self.keys, self.number, self.pending, self.asked = keys, 0, None, 0
 
     def turn(self, link):
         if not self.pending:
@@ -199,6 +199,7 @@ class Submitter(Client):
         if not self.keys:
             self.pending = None
         self.book.sending(name)
+        self.asked += 1
         try:
             job = link.submit(self.load.spec(name), **({"idempotency_key": name} if self.keys else {}))
         except RpcError as e:
@@ -211,7 +212,9 @@ class Submitter(Client):
             return
         self.book.acknowledge(name, job)
         self.book.count("submitted with a key" if self.keys else "submitted")
-        self.pending = None
+        if self.keys and self.asked > 1:
+            self.book.count("submitted with a key again")
+        self.pending, self.asked = None, 0
 
 
 class Canceller(Client):

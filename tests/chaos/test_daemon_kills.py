@@ -22,14 +22,16 @@ from workerlib import ENV, MPI_ENV, make_spec
 
 LIMIT = 120  # seconds for what takes one or two on an idle machine
 # Where the daemon kills itself: around a commit, between it and what follows from it, around a launch.
-POINTS = ["store.commit", "store.committed", "journal.applied", "actions.launch", "actions.prepared", "actions.launched"]
+POINTS = ["store.commit", "store.committed", "journal.applied",
+          "actions.launch", "actions.prepared", "actions.launched"]
 
 
 class Killer:
     """One story: a daemon, its clients, and what happened to it."""
 
-    def __init__(self, daemon, name, most, make_spec, moment=40):
-        self.daemon, self.name, self.moment = daemon, name, moment
+    def __init__(self, daemon, name, most, make_spec, moment=40, passes=25):
+        """`moment`: events until a kill, at most; `passes`: how often a fault point is passed until it strikes."""
+        self.daemon, self.name, self.moment, self.passes = daemon, name, moment, passes
         self.rng = random.Random(f"{SEED} {name}")
         self.load = Load(daemon.socket, f"{SEED} {name}", most, make_spec)
         self.book = self.load.book
@@ -81,7 +83,7 @@ class Killer:
         """From a start to a kill."""
         self.daemon.env.pop("BATCHFORMER_FAULT", None)
         if fault:
-            self.daemon.env["BATCHFORMER_FAULT"] = f"{fault}:kill@{self.rng.randint(1, 25)}"
+            self.daemon.env["BATCHFORMER_FAULT"] = f"{fault}:kill@{self.rng.randint(1, self.passes)}"
         self.daemon.spawn()
         if not self.answers():
             self.died(f"at {fault}" if fault else "for no reason")
@@ -190,7 +192,8 @@ class Killer:
         """{id: [(what, attempt, token or how)]} of the fake launcher."""
         found = {}
         for path in sorted(self.daemon.state.glob("runs/*/fake.log")):
-            found[int(path.parent.name)] = [(w, int(a), t) for w, a, t, _ in map(str.split, path.read_text().splitlines())]
+            lines = [line.split() for line in path.read_text().splitlines()]
+            found[int(path.parent.name)] = [(what, int(attempt), word) for what, attempt, word, _ in lines]
         return found
 
 
@@ -203,7 +206,8 @@ def none_ran_twice_at_once(killer):
             assert began == ended, f"job {job}: {lines}"
             tokens[token] += 1
         attempts = [attempt for what, attempt, _ in lines if what == "start"]
-        assert attempts == sorted(set(attempts)) and attempts[-1] <= killer.book.jobs[job]["attempt"], f"job {job}: {lines}"
+        assert attempts == sorted(set(attempts)), f"job {job}: {lines}"
+        assert attempts[-1] <= killer.book.jobs[job]["attempt"], f"job {job}: {lines}"
     assert max(tokens.values()) == 1
 
 
@@ -331,7 +335,7 @@ def training(name):
 def test_real_jobs(tmp_path, tell):
     """mpirun and its ranks train on, and the next daemon takes them up: not one is started a second time."""
     daemon = Daemon(tmp_path, launcher="mpirun", slots=4, env={**ENV, **MPI_ENV})
-    killer = Killer(daemon, "real jobs", 3, training, moment=5)
+    killer = Killer(daemon, "real jobs", 3, training, moment=5, passes=3)
 
     def story():
         killer.load.start(keyed=1, plain=1, cancellers=0)

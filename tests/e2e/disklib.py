@@ -7,8 +7,8 @@ class SmallDisk:
     def __init__(self, path, kib):
         self.path, self.filler = path, path / "filler"
         path.mkdir(parents=True)
-        run = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={kib}k,mode=0755", "none", path], capture_output=True,
-                             text=True)
+        run = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={kib}k,mode=0755", "none", path],
+                             capture_output=True, text=True)
         self.mounted = run.returncode == 0
         self.why = run.stderr.strip()
 

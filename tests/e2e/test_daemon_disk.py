@@ -64,7 +64,7 @@ def test_the_state_directory_is_full(make_daemon, small_disk, tmp_path):
         # What happens to running jobs is kept: here a checkpoint that was asked for.
         failed = rpc.call("daemon.info")["stats"]["commits_failed"]
         rpc.call("job.checkpoint", id=running)
-        wait_until(lambda: rpc.call("daemon.info")["stats"]["commits_failed"] >= failed + 2, "the disk refuses it twice")
+        wait_until(lambda: rpc.call("daemon.info")["stats"]["commits_failed"] >= failed + 2, "it refuses twice")
         assert "the disk is full" in rpc.call("daemon.info")["trouble"]
         assert daemon.log_text().count("events cannot be written") == 1  # once a minute
 
