@@ -14,9 +14,11 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 #include "worker/backend/cuda/cuda_internal.h"
 #include "worker/comm/comm_nccl.h"
 #include "worker/engine/program_impl.h"
+#include "worker/engine/tuning.h"
 #include "worker/nn/batchformer.h"
 #include "worker/nn/resnet.h"
 #ifdef BF_SIM
@@ -51,6 +53,7 @@ struct bench {
     struct options o;
     enum dtype dtype;
     struct backend *be;
+    struct tuning *tuning; /* engines are measured, as the worker does */
     cudaStream_t stream;
     struct comm *host, *comm;
     struct params *params;
@@ -166,11 +169,13 @@ static int mark(void *arg, const struct program *p, int i, bool backward, struct
 static int open_all(struct bench *b, struct err *e)
 {
     const struct cuda_config cfg = {.allow_tf32 = !strcmp(b->o.precision, "tf32"), .deterministic = true};
+    static const struct log complaints = {.fd = STDERR_FILENO, .level = LOG_WARN, .component = "gpu_ops"};
     struct comm_nccl_config nc = {.timeout_ms = TIMEOUT_MS};
 
     b->dtype = strcmp(b->o.precision, "bf16") ? DTYPE_F32 : DTYPE_BF16;
     if (!(b->be = cuda_backend_create(&cfg, e)))
         return -1;
+    b->be->tuning = b->tuning = tuning_create(true, &complaints);
     b->host = comm_single_create();
     cuda_backend_streams(b->be, &nc.compute_stream, &nc.comm_stream);
     b->stream = nc.compute_stream;
@@ -408,10 +413,14 @@ static void add_lines(cJSON *doc, const char *name, char *text)
 /* Which engines and algorithms the libraries chose. */
 static void tell_choices(struct bench *b, cJSON *doc)
 {
-    char *text = xmalloc(TEXT_BYTES);
+    char *text = tuning_text(b->tuning);
+    cJSON *table = cJSON_Parse(text);
 
-    cuda_dnn_text(cuda_of(b->be)->dnn, text, TEXT_BYTES);
-    add_lines(doc, "convolutions", text);
+    cJSON_AddItemToObject(doc, "convolutions",
+                          cJSON_DetachItemFromObject(table, "plans")); /* {key: engine} */
+    cJSON_Delete(table);
+    free(text);
+    text = xmalloc(TEXT_BYTES);
     cuda_blas_text(cuda_of(b->be)->blas, text, TEXT_BYTES);
     add_lines(doc, "products", text);
     free(text);
@@ -472,6 +481,7 @@ static void close_all(struct bench *b)
         comm_destroy(b->host);
     if (b->be)
         b->be->ops->destroy(b->be);
+    tuning_destroy(b->tuning);
 }
 
 int main(int argc, char **argv)

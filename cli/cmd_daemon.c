@@ -85,11 +85,13 @@ static void node_cell(char out[OUTPUT_CELL], const cJSON *node, const char *key)
 
 static int cmd_nodes(struct cli *cli, struct err *e)
 {
-    static const char *const keys[] = {"name", "health", "slots", "slots_free", "jobs"};
+    static const char *const keys[] = {"name", "health",    "slots", "slots_free",
+                                       "gpus", "gpus_free", "jobs",  "reason"};
+    enum { N_KEYS = sizeof keys / sizeof *keys };
     struct output_table t = {
-        .n_columns = 5,
-        .titles = {"NODE", "HEALTH", "SLOTS", "FREE", "JOBS"},
-        .right = {false, false, true, true, false},
+        .n_columns = N_KEYS,
+        .titles = {"NODE", "HEALTH", "SLOTS", "FREE", "GPUS", "FREE", "JOBS", "REASON"},
+        .right = {false, false, true, true, true, true, false, false},
     };
     cJSON *result = cli_call(cli, "node.list", NULL, e);
     const cJSON *nodes, *node;
@@ -103,7 +105,7 @@ static int cmd_nodes(struct cli *cli, struct err *e)
         cJSON_ArrayForEach(node, nodes)
         {
             char(*row)[OUTPUT_CELL] = output_table_row(&t);
-            for (int i = 0; i < 5; i++)
+            for (int i = 0; i < N_KEYS; i++)
                 node_cell(row[i], node, keys[i]);
         }
         output_table_print(&t, stdout);
@@ -112,6 +114,28 @@ static int cmd_nodes(struct cli *cli, struct err *e)
     cJSON_Delete(result);
     return EXIT_DONE;
 }
+
+static int cmd_node(struct cli *cli, struct err *e)
+{
+    const char *what = cli->operands[0];
+    bool drain = strcmp(what, "drain") == 0;
+    cJSON *params = cJSON_CreateObject();
+
+    if (!drain && strcmp(what, "resume") != 0) {
+        cJSON_Delete(params);
+        return err_set_kind(e, ERR_USAGE, "node: '%s' found, drain or resume is accepted", what);
+    }
+    cJSON_AddStringToObject(params, "name", cli->operands[1]);
+    if (drain && cli->opts.reason)
+        cJSON_AddStringToObject(params, "reason", cli->opts.reason);
+    return simple(cli, drain ? "node.drain" : "node.resume", params,
+                  drain ? "drained: nothing starts there any more; what runs goes on" : "takes work again",
+                  e);
+}
+
+static const struct conf_option node_rows[] = {
+    {"reason", 0, CONF_STR, offsetof(struct cli_options, reason), "TEXT", NULL, 0, 0, "why it is drained"},
+};
 
 static const struct conf_option shutdown_rows[] = {
     {"cancel", 0, CONF_FLAG, offsetof(struct cli_options, cancel), NULL, NULL, 0, 0,
@@ -123,6 +147,8 @@ const struct cli_command cmd_daemon_commands[] = {
      cmd_info},
     {"nodes", "", 0, 0, NULL, 0, "hosts with their slots and jobs", NULL, cmd_nodes},
     {"drain", "", 0, 0, NULL, 0, "start no more jobs; what runs goes on", NULL, cmd_drain},
+    {"node", "drain|resume NAME", 2, 2, node_rows, sizeof node_rows / sizeof *node_rows,
+     "take a node out of service, or put it back", "What runs there goes on; nothing new starts.", cmd_node},
     {"shutdown", "", 0, 0, shutdown_rows, 1, "stop the coordinator in order",
      "Without --cancel running jobs go on by themselves, and the next coordinator on the same state "
      "directory takes\n"

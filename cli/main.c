@@ -34,7 +34,7 @@ enum { N_GLOBAL = sizeof global_rows / sizeof *global_rows };
 
 /* Commands of the documented interface that come with a later version: refused by name. */
 static const struct cli_command later_commands[] = {
-    {.name = "top"}, {.name = "node"}, {.name = "eval"}, {.name = "export"}, {.name = "report"}, {0},
+    {.name = "top"}, {.name = "eval"}, {.name = "export"}, {.name = "report"}, {0},
 };
 
 static const struct cli_command *const tables[] = {

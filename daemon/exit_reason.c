@@ -25,6 +25,35 @@ bool exit_parse_signal(const char *log, char *out, size_t size)
     return false;
 }
 
+/* Is `name` there as a word of its own? */
+static bool names(const char *log, const char *name)
+{
+    static const char more[] = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-";
+    size_t n = strlen(name);
+
+    for (const char *p = log; (p = strstr(p, name)); p++)
+        if ((p == log || !strchr(more, p[-1])) && (!p[n] || !strchr(more, p[n])))
+            return true;
+    return false;
+}
+
+const char *exit_find_lost_node(const char *log, const struct place *place, const char *host)
+{
+    static const char *const marks[] = {"ORTE was unable to reliably start one or more daemons",
+                                        "ORTE has lost communication with a remote daemon",
+                                        "ORTE does not know how to route a message",
+                                        "An ORTE daemon has unexpectedly failed after launch"};
+
+    for (size_t i = 0; i < sizeof marks / sizeof *marks; i++) {
+        if (!strstr(log, marks[i]))
+            continue;
+        for (int64_t k = 0; k < place->n; k++)
+            if (strcmp(place->v[k].node, host) != 0 && names(log, place->v[k].node))
+                return place->v[k].node;
+    }
+    return NULL;
+}
+
 static bool is_dashes(const char *line, size_t len)
 {
     return len >= 20 && strspn(line, "-") >= len;
@@ -209,7 +238,10 @@ void exit_decide(const struct exit_facts *f, struct exit_verdict *out)
         final(out, JOB_EV_FAILED, f->stopped_for);
     else if (f->job->state == JOB_PREEMPTING && (!stated_reason(f) || peer_lost))
         decide_yielded(f, out);
-    else if (exit_parse_signal(f->launcher_log, why, sizeof why))
+    else if (f->lost_node) {
+        snprintf(why, sizeof why, "node %s could not be reached", f->lost_node);
+        retry(f, why, out);
+    } else if (exit_parse_signal(f->launcher_log, why, sizeof why))
         retry(f, why, out);
     else if (is(f->done_status, "stopped") || (!f->status_known && is(f->result_status, "stopped")))
         retry(f, "the ranks were stopped from outside", out);

@@ -26,6 +26,7 @@ struct exit_facts {
     int64_t checkpoint_step;  /* newest, -1 = none */
     int64_t step;             /* last one reported, -1 = none */
     const char *stopped_for;  /* we ended it for this reason (a time limit); NULL = we did not */
+    const char *lost_node;    /* exit_find_lost_node(); NULL = none */
 };
 
 struct exit_verdict {
@@ -34,6 +35,10 @@ struct exit_verdict {
 };
 
 void exit_decide(const struct exit_facts *f, struct exit_verdict *out);
+
+/* When the log says that the launcher could not reach a node, or lost it: the first node of the place, other
+ * than `host`, that the log names; NULL when it says no such thing. */
+const char *exit_find_lost_node(const char *log, const struct place *place, const char *host);
 
 /* Finds the launcher's "process rank R … on node N exited on signal S (NAME)" and writes "rank R on N was
  * killed by signal S (NAME)". False when the log says no such thing. */

@@ -178,7 +178,7 @@ static int apply_starting(struct job *job, const struct job_event *ev, struct er
     job->attempt = ev->attempt;
     job->attempt_ms = ev->time_ms;
     job->not_before_ms = 0;
-    job->held_ranks = ev->n_ranks;
+    job->held_ranks = job->last_ranks = ev->n_ranks;
     memcpy(job->node, ev->node, sizeof job->node);
     memcpy(job->token, ev->token, sizeof job->token);
     job->resize_to = 0;

@@ -141,6 +141,7 @@ struct job {
     /* Of the current attempt; cleared when it ends. */
     int64_t held_ranks; /* slots it holds */
     struct place place; /* where; owned */
+    int64_t last_ranks; /* of this attempt, or the one before */
     int64_t attempt_ms; /* when it was decided */
     char node[JOB_MAX_NODE], token[JOB_TOKEN_BYTES];
     struct job_process process;

@@ -57,13 +57,25 @@ cJSON *job_view_summary(const struct daemon *d, const struct job *job)
 
 static cJSON *view_allocation(const struct job *job)
 {
-    cJSON *v;
+    cJSON *v, *nodes;
 
     if (!job->held_ranks)
         return cJSON_CreateNull();
     v = cJSON_CreateObject();
     cJSON_AddStringToObject(v, "node", job->node);
     cJSON_AddNumberToObject(v, "ranks", (double)job->held_ranks);
+    nodes = cJSON_AddArrayToObject(v, "nodes");
+    for (int64_t i = 0; i < job->place.n; i++) {
+        const struct place_piece *piece = &job->place.v[i];
+        cJSON *n = cJSON_CreateObject(), *gpus;
+        cJSON_AddStringToObject(n, "name", piece->node);
+        cJSON_AddNumberToObject(n, "ranks", (double)piece->ranks);
+        gpus = cJSON_AddArrayToObject(n, "gpus");
+        for (int g = 0; g < PLACE_MAX_GPUS; g++)
+            if (piece->gpus >> g & 1)
+                cJSON_AddItemToArray(gpus, cJSON_CreateNumber(g));
+        cJSON_AddItemToArray(nodes, n);
+    }
     if (job->process.pid)
         cJSON_AddNumberToObject(v, "pid", (double)job->process.pid);
     return v;
@@ -148,34 +160,10 @@ static bool explain_held(const struct daemon *d, const struct job *job, char *ou
 
 static void explain_queued(const struct daemon *d, const struct job *job, char *out, size_t size)
 {
-    long long slots = d->options->slots, free_slots = slots - d->jobs.held_ranks;
-    struct sched_job self = {job->id, job->priority, job->n_ranks, job->min_ranks};
-    long long want = sched_ranks(&self, slots);
-    size_t n, ahead = 0;
-
-    if (!want) {
-        snprintf(out, size, "waits in vain: it needs at least %lld slots and only %lld exist here",
-                 (long long)job->min_ranks, slots);
-        return;
-    }
-    if (d->draining) {
+    if (d->draining)
         snprintf(out, size, "waits because the coordinator is draining: nothing starts any more");
-        return;
-    }
-    if (explain_held(d, job, out, size))
-        return;
-    struct sched_job *queue = planner_queue(actions_planner(d->actions), &n);
-    for (size_t i = 0; i < n && queue[i].id != job->id; i++)
-        ahead += sched_ranks(&queue[i], slots) > 0;
-    free(queue);
-    if (ahead)
-        snprintf(out, size, "waits behind %zu other job%s; it will need %lld slot%s, %lld of %lld are free",
-                 ahead, ahead == 1 ? "" : "s", want, want == 1 ? "" : "s", free_slots, slots);
-    else if (want > free_slots)
-        snprintf(out, size, "is next: waits for %lld slot%s, %lld of %lld are free", want,
-                 want == 1 ? "" : "s", free_slots, slots);
-    else
-        snprintf(out, size, "is next and starts in a moment");
+    else if (!explain_held(d, job, out, size))
+        snprintf(out, size, "has just been queued and is about to be looked at");
 }
 
 static void explain_stopping(const struct daemon *d, const struct job *job, char *out, size_t size)
@@ -197,8 +185,15 @@ static void explain_stopping(const struct daemon *d, const struct job *job, char
 static void explain_active(const struct daemon *d, const struct job *job, char *out, size_t size)
 {
     const struct progress *p = actions_latest(d->actions, job->id);
+    const char *room = actions_waits_for(d->actions, job->id);
+    char where[160];
     int n;
 
+    place_brief(&job->place, where, sizeof where);
+    if (room) {
+        snprintf(out, size, "is about to start and waits for room on the disk: %s", room);
+        return;
+    }
     if (job->cancelling || job->state == JOB_PREEMPTING) {
         explain_stopping(d, job, out, size);
         return;
@@ -206,12 +201,11 @@ static void explain_active(const struct daemon *d, const struct job *job, char *
     if (job->state == JOB_STARTING || !p) {
         snprintf(out, size, "%s with %lld rank%s on %s; rank 0 has not reported %s yet",
                  job->state == JOB_STARTING ? "is starting" : "runs", (long long)job->held_ranks,
-                 job->held_ranks == 1 ? "" : "s", job->node,
-                 job->state == JOB_STARTING ? "anything" : "a step");
+                 job->held_ranks == 1 ? "" : "s", where, job->state == JOB_STARTING ? "anything" : "a step");
         return;
     }
     n = snprintf(out, size, "runs with %lld rank%s on %s: phase %s, step %lld of %lld",
-                 (long long)job->held_ranks, job->held_ranks == 1 ? "" : "s", job->node, p->phase,
+                 (long long)job->held_ranks, job->held_ranks == 1 ? "" : "s", where, p->phase,
                  (long long)p->step, (long long)p->n_steps);
     if (n > 0 && (size_t)n < size && isfinite(p->eta_s))
         snprintf(out + n, size - (size_t)n, ", about %.0f s left", p->eta_s);
@@ -221,6 +215,9 @@ void job_view_explain(const struct daemon *d, const struct job *job, char *out, 
 {
     char text[400];
 
+    if (job->state == JOB_QUEUED && !d->draining &&
+        planner_explain(actions_planner(d->actions), job, out, size))
+        return;
     if (job->state == JOB_QUEUED)
         explain_queued(d, job, text, sizeof text);
     else if (job_state_holds_slots(job->state))

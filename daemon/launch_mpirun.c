@@ -21,6 +21,7 @@
 #include "common/mpirun.h"
 #include "daemon/as_user.h"
 #include "daemon/launch.h"
+#include "daemon/mpirun_args.h"
 #include "daemon/proc.h"
 #include "daemon/run_dir.h"
 #include "daemon/spawn.h"
@@ -36,7 +37,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-enum { SWEEP_MS = 50, MAX_SWEEPS = 400, MAX_ARGS = 48, LOOKS_A_HANG = 5 };
+enum { SWEEP_MS = 50, MAX_SWEEPS = 400, LOOKS_A_HANG = 5 };
 
 struct launch_mpirun {
     struct launcher base; /* must be first */
@@ -243,40 +244,6 @@ static char **make_env(const struct launch_mpirun *l, const struct launch_reques
     return env;
 }
 
-static char **make_args(const struct launch_mpirun *l, const char *mpirun, const struct launch_request *rq)
-{
-    /* --oversubscribe: slots are ours to count. */
-    static const char *const fixed[] = {"--oversubscribe",
-                                        "--bind-to",
-                                        "none",
-                                        "-x",
-                                        PROGRESS_ENV_ADDRESS,
-                                        "-x",
-                                        PROGRESS_ENV_JOB,
-                                        "-x",
-                                        PROGRESS_ENV_ATTEMPT,
-                                        "-x",
-                                        PROGRESS_ENV_TOKEN,
-                                        "-x",
-                                        "OMP_WAIT_POLICY",
-                                        "-n"};
-    char **v = xcalloc(MAX_ARGS, sizeof *v);
-    int n = 0;
-
-    v[n++] = xstrdup(mpirun);
-    for (size_t i = 0; i < sizeof fixed / sizeof *fixed; i++)
-        v[n++] = xstrdup(fixed[i]);
-    v[n++] = xasprintf("%lld", (long long)rq->n_ranks);
-    v[n++] = xstrdup(l->cfg.worker);
-    v[n++] = xstrdup("--job");
-    v[n++] = fs_join(rq->run_dir, "job.json");
-    v[n++] = xstrdup("--run-dir");
-    v[n++] = xstrdup(rq->run_dir);
-    if (rq->resume)
-        v[n++] = xstrdup("--resume");
-    return v;
-}
-
 /* --- the interface --- */
 
 /* Under root: the user whose job it is. *as is NULL where it runs as ourselves. */
@@ -321,7 +288,8 @@ static int spawn(struct launch_mpirun *l, const struct launch_request *rq, const
 
     if (mpirun && check_program(mpirun, "mpirun", as, e) == 0 &&
         check_program(l->cfg.worker, "the worker", as, e) == 0) {
-        char **args = make_args(l, mpirun, rq), **env = make_env(l, rq, as);
+        const struct mpirun_programs programs = {mpirun, l->cfg.worker, l->cfg.host, l->cfg.launch_agent};
+        char **args = mpirun_args(&programs, rq), **env = make_env(l, rq, as);
         struct spawn s = {
             .file = mpirun, .args = args, .env = env, .cwd = rq->run_dir, .out_fd = log_fd, .as = as};
         rc = spawn_start(&s, pid, e);

@@ -1,4 +1,4 @@
-/* methods_daemon - the daemon.*, node.* and spec.* methods. */
+/* methods_daemon - the daemon.* and spec.* methods. */
 #include "common/clock.h"
 #include "common/json.h"
 #include "daemon/actions.h"
@@ -50,11 +50,15 @@ static void info(struct rpc_call *call)
     cJSON_AddStringToObject(v, "launcher", d->launcher->ops->name);
     cJSON_AddBoolToObject(v, "draining", d->draining);
     cJSON_AddItemToObject(v, "jobs", view_counts(d));
-    cJSON_AddNumberToObject(v, "nodes", 1);
+    cJSON_AddNumberToObject(v, "nodes", (double)d->inventory.n);
     slots = cJSON_AddObjectToObject(v, "slots");
-    cJSON_AddNumberToObject(slots, "total", (double)d->options->slots);
+    cJSON_AddNumberToObject(slots, "total", (double)inventory_slots(&d->inventory));
     cJSON_AddNumberToObject(slots, "used", (double)d->jobs.held_ranks);
     cJSON_AddItemToObject(v, "stats", view_stats(d));
+    if (journal_trouble(d->journal))
+        cJSON_AddStringToObject(v, "trouble", journal_trouble(d->journal));
+    else
+        cJSON_AddNullToObject(v, "trouble");
     call->result = v;
 }
 
@@ -81,31 +85,6 @@ static void shut_down(struct rpc_call *call)
     cJSON_AddTrueToObject(call->result, "stopping");
     cJSON_AddBoolToObject(call->result, "cancel", cancel);
     daemon_stop(call->daemon, cancel, "asked by a client");
-}
-
-static cJSON *view_jobs_here(const struct daemon *d)
-{
-    cJSON *v = cJSON_CreateArray();
-
-    for (size_t i = 0; i < d->jobs.n_active; i++)
-        if (d->jobs.active[i]->held_ranks)
-            cJSON_AddItemToArray(v, cJSON_CreateNumber((double)d->jobs.active[i]->id));
-    return v;
-}
-
-static void node_list(struct rpc_call *call)
-{
-    const struct daemon *d = call->daemon;
-    cJSON *node = cJSON_CreateObject();
-
-    call->result = cJSON_CreateObject();
-    cJSON_AddItemToArray(cJSON_AddArrayToObject(call->result, "nodes"), node);
-    cJSON_AddStringToObject(node, "name", d->node);
-    cJSON_AddStringToObject(node, "health", d->draining ? "draining" : "up");
-    cJSON_AddNumberToObject(node, "slots", (double)d->options->slots);
-    cJSON_AddNumberToObject(node, "slots_free", (double)(d->options->slots - d->jobs.held_ranks));
-    cJSON_AddNumberToObject(node, "gpus", 0);
-    cJSON_AddItemToObject(node, "jobs", view_jobs_here(d));
 }
 
 static void spec_validate(struct rpc_call *call)
@@ -171,7 +150,6 @@ const struct rpc_method methods_daemon[] = {
     {"daemon.info", ROLE_VIEWER, info, ""},
     {"daemon.drain", ROLE_OPERATOR, drain, ""},
     {"daemon.shutdown", ROLE_ADMIN, shut_down, "cancel"},
-    {"node.list", ROLE_VIEWER, node_list, ""},
     {"spec.validate", ROLE_VIEWER, spec_validate, "spec"},
     {"spec.estimate", ROLE_VIEWER, spec_estimate, "spec ranks machine"},
     {0},

@@ -25,24 +25,31 @@ static void fail_resource(struct rpc_call *call, const char *pointer, const char
     rpc_fail_spec(call, errors);
 }
 
-/* What the coordinator's own machine rules out. */
+/* What the nodes rule out, whatever runs on them. */
 static bool fits_here(struct rpc_call *call, const struct jobspec *spec)
 {
+    const struct inventory *inv = &call->daemon->inventory;
+    int64_t ranks = inventory_capacity(inv, spec->resources.gpus_per_rank);
     char why[192];
 
-    if (spec->resources.gpus_per_rank > 0) {
+    if (spec->resources.gpus_per_rank > 0 && ranks == 0) {
         snprintf(why, sizeof why,
-                 "%d found, 0 is accepted: this coordinator gives out CPU slots only; start GPU workers "
-                 "with mpirun or Slurm",
+                 "%d found, 0 is accepted: no node here has so many GPUs (the coordinator's --node says "
+                 "which it has)",
                  spec->resources.gpus_per_rank);
         fail_resource(call, "/resources/gpus_per_rank", why);
-        return false;
-    }
-    if (spec->resources.min_ranks <= call->daemon->options->slots)
+    } else if (spec->resources.min_ranks > ranks) {
+        snprintf(why, sizeof why, "%d found, at most %lld is accepted: so many %s exist here",
+                 spec->resources.min_ranks, (long long)ranks,
+                 spec->resources.gpus_per_rank > 0 ? "slots with GPUs" : "slots");
+        fail_resource(call, "/resources/min_ranks", why);
+    } else if (spec->resources.nodes > (int64_t)inv->n) {
+        snprintf(why, sizeof why, "%d found, at most %zu is accepted: so many nodes exist here",
+                 spec->resources.nodes, inv->n);
+        fail_resource(call, "/resources/nodes", why);
+    } else {
         return true;
-    snprintf(why, sizeof why, "%d found, at most %lld is accepted: so many slots exist here",
-             spec->resources.min_ranks, (long long)call->daemon->options->slots);
-    fail_resource(call, "/resources/min_ranks", why);
+    }
     return false;
 }
 

@@ -24,6 +24,21 @@ static const struct conf_option rows[] = {
      "its private key (PEM), for nobody else's eyes"},
     {"http", 0, CONF_STR, AT(http), "HOST:PORT", NULL, 0, 0, "dashboard (not available in this version)"},
     {"slots", 0, CONF_INT, AT(slots), "N", NULL, 1, 65536, "ranks that may run at once (default: CPU cores)"},
+    {"node", 0, CONF_LIST, AT(node), "NAME:SLOTS[:GPUS]", NULL, 0, 0,
+     "a host that jobs run on; may be repeated (default: this host, with --slots and its GPUs)"},
+    {"launch-agent", 0, CONF_STR, AT(launch_agent), "PATH", NULL, 0, 0,
+     "what mpirun starts its daemons on other hosts with (default: ssh)"},
+    {"share", 0, CONF_LIST, AT(share), "USER:SHARE", NULL, 0, 0,
+     "a user's share of the machine beside others' (default: 1); may be repeated"},
+    {"half-life-s", 0, CONF_INT, AT(half_life_s), "S", NULL, 0, 1000000000,
+     "time after which use counts half in fair share (default: 604800, a week)"},
+    {"grace-ms", 0, CONF_INT, AT(grace_ms), "MS", NULL, 0, 86400000,
+     "time that a job runs before it may be asked to yield for another (default: 300000)"},
+    {"grow-ms", 0, CONF_INT, AT(grow_ms), "MS", NULL, 0, 86400000,
+     "time that a job runs before it may be grown into free slots (default: 600000)"},
+    {"no-preempt", 0, CONF_FLAG, AT(no_preempt), NULL, NULL, 0, 0,
+     "no job is asked to yield for one of higher priority"},
+    {"no-resize", 0, CONF_FLAG, AT(no_resize), NULL, NULL, 0, 0, "no running job is shrunk or grown"},
     {"launcher", 0, CONF_STR, AT(launcher), "NAME", NULL, 0, 0, "mpirun (default) or fake"},
     {"worker", 0, CONF_STR, AT(worker), "PATH", NULL, 0, 0,
      "batchformer-worker (default: beside batchformerd)"},
@@ -70,6 +85,7 @@ static const struct conf_option rows[] = {
     {"hang-ms", 0, CONF_INT, AT(hang_ms), "MS", NULL, 1000, 86400000,
      "time for an mpirun without ranks to end before SIGKILL (default: 30000)"},
     {"log-level", 0, CONF_STR, AT(log_level), "LEVEL", NULL, 0, 0, "debug, info (default), warn or error"},
+    {"log-format", 0, CONF_STR, AT(log_format), "FORMAT", NULL, 0, 0, "text (default) or json"},
     {"check", 0, CONF_FLAG, AT(check), NULL, NULL, 0, 0, "verify what is in the state directory, and exit"},
     {"help", 'h', CONF_FLAG, AT(help), NULL, NULL, 0, 0, "show this help"},
     {"version", 0, CONF_FLAG, AT(version), NULL, NULL, 0, 0, "show the version"},
@@ -80,6 +96,12 @@ void options_print_help(int fd)
 {
     dprintf(fd, "usage: batchformerd [OPTION]...\n\nCoordinator of BatchFormer training jobs.\n\n");
     conf_print_help(rows, N_ROWS, fd);
+}
+
+const struct conf_option *options_rows(size_t *n)
+{
+    *n = N_ROWS;
+    return rows;
 }
 
 void options_free(struct options *o)
@@ -203,6 +225,7 @@ static int resolve_paths(struct options *o, struct err *e)
 {
     if (make_absolute(&o->state_dir, e) < 0 || make_absolute(&o->worker, e) < 0 ||
         (o->mpirun && make_absolute(&o->mpirun, e) < 0) ||
+        (o->launch_agent && make_absolute(&o->launch_agent, e) < 0) ||
         (o->tls_cert && make_absolute(&o->tls_cert, e) < 0) ||
         (o->tls_key && make_absolute(&o->tls_key, e) < 0))
         return -1;
@@ -214,16 +237,33 @@ static int resolve_paths(struct options *o, struct err *e)
     return 0;
 }
 
+static int check_shares(const struct conf_list *shares, struct err *e)
+{
+    for (size_t i = 0; i < shares->n_items; i++) {
+        const char *colon = strrchr(shares->items[i], ':');
+        char *end = NULL;
+        double share = colon ? strtod(colon + 1, &end) : 0;
+        if (!colon || colon == shares->items[i] || *end || !(share > 0) || share > 1e9)
+            return err_set_kind(e, ERR_USAGE,
+                                "--share: '%s' found, USER:SHARE with a share above 0 is accepted",
+                                shares->items[i]);
+    }
+    return 0;
+}
+
 static int resolve(struct options *o, struct err *e)
 {
     if (o->http)
         return err_set_kind(e, ERR_USAGE, "--http %s: the dashboard is not available in this version",
                             o->http);
+    if (check_shares(&o->share, e) < 0)
+        return -1;
     if (!o->launcher)
         o->launcher = xstrdup("mpirun");
     if (strcmp(o->launcher, "mpirun") != 0 && strcmp(o->launcher, "fake") != 0)
         return err_set_kind(e, ERR_USAGE, "--launcher: '%s' found, mpirun or fake is accepted", o->launcher);
-    if (log_level_parse(o->log_level ? o->log_level : "info", &o->level, e) < 0) {
+    if (log_level_parse(o->log_level ? o->log_level : "info", &o->level, e) < 0 ||
+        log_format_parse(o->log_format ? o->log_format : "text", &o->format, e) < 0) {
         if (e)
             e->kind = ERR_USAGE;
         return -1;
@@ -275,6 +315,9 @@ int options_read(struct options *o, int argc, char **argv, struct err *e)
                                             .kill_ms = 10000,
                                             .hang_ms = 30000,
                                             .yield_ms = 60000,
+                                            .half_life_s = 604800,
+                                            .grace_ms = 300000,
+                                            .grow_ms = 600000,
                                             .retry_ms = 1000,
                                             .retry_max_ms = 300000,
 
@@ -298,5 +341,7 @@ int options_read(struct options *o, int argc, char **argv, struct err *e)
         return 0;
     if (o->config && read_config(o, &defaults, argc, argv, e) < 0)
         return -1;
+    o->argc = argc;
+    o->argv = argv;
     return resolve(o, e);
 }

@@ -2,13 +2,14 @@
  * know, and turns its decisions into events.
  *
  * It plans at the end of a journal's round, when something has changed and no decision of the plan before is
- * still on its way to the disk; and when the moment has come for which a job was held back.
+ * still on its way to the disk; when the moment has come for which something was held back; and every few
+ * seconds while there is anything to be decided, because estimates and ages change by themselves. It spends
+ * at most a fifth of its time on that, however long the queue.
  */
 #ifndef DAEMON_PLANNER_H
 #define DAEMON_PLANNER_H
 
 #include "daemon/daemon.h"
-#include "daemon/sched_queue.h"
 
 struct planner;
 
@@ -21,7 +22,8 @@ void planner_wake(struct planner *p);
 /* Plans, if there is reason to. */
 void planner_run(struct planner *p);
 
-/* Jobs that could start if there were room, in scheduling order; the caller frees it. */
-struct sched_job *planner_queue(const struct planner *p, size_t *n);
+/* One sentence why a queued job waits and until when, as of the newest plan: "job 17 needs …". False when it
+ * was in no plan yet. */
+bool planner_explain(const struct planner *p, const struct job *job, char *out, size_t size);
 
 #endif

@@ -33,8 +33,9 @@ struct rpc_later {
     cJSON *id; /* NULL for a notification: nobody waits */
 };
 
-static const struct rpc_method *const families[] = {methods_daemon, methods_job,    methods_steer,
-                                                    methods_data,   methods_worker, methods_auth};
+static const struct rpc_method *const families[] = {methods_daemon, methods_node, methods_job,
+                                                    methods_steer,  methods_data, methods_auth,
+                                                    methods_worker};
 enum { N_FAMILIES = sizeof families / sizeof *families };
 
 /* Methods that read files are as much work as so many plain requests. */

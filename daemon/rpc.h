@@ -43,8 +43,8 @@ struct rpc_method {
 };
 
 /* The families' tables, ended by a row without a name. */
-extern const struct rpc_method methods_daemon[], methods_job[], methods_steer[], methods_data[],
-    methods_worker[], methods_auth[];
+extern const struct rpc_method methods_daemon[], methods_node[], methods_job[], methods_steer[],
+    methods_data[], methods_worker[], methods_auth[];
 
 /* Takes one line apart and answers it. */
 void rpc_handle_line(struct conn *c, const char *line, size_t len);

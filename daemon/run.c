@@ -99,6 +99,11 @@ void run_stop(struct run *r, int64_t grace_ms)
 
     if (r->ended || r->stop > STOP_ASKED)
         return;
+    if (r->waits) { /* there is nothing yet that could be stopped */
+        r->waits = false;
+        run_ended(r->daemon, r->job, r->attempt, &(struct launch_exit){.known = false});
+        return;
+    }
     if (r->stop == STOP_ASKED) {
         if (uv_timer_get_due_in(&r->escalate) > (uint64_t)grace_ms)
             uv_timer_start(&r->escalate, on_escalate, (uint64_t)grace_ms, 0);
@@ -167,6 +172,18 @@ static int64_t back_off_ms(const struct daemon *d, const struct job *job)
     return ms < d->options->retry_max_ms ? ms : d->options->retry_max_ms;
 }
 
+/* A node that could not be reached takes no part for a while. With a single node there is no choice. */
+static void set_aside(struct daemon *d, const char *name)
+{
+    struct node *n = name ? inventory_find(&d->inventory, name) : NULL;
+
+    if (!n || d->inventory.n < 2)
+        return;
+    inventory_fault(n, "it could not be reached", clock_wall_ms());
+    log_warn(&d->log, "node %s could not be reached: nothing starts there for %lld s", name,
+             (long long)(n->aside_until_ms - clock_wall_ms() + 999) / 1000);
+}
+
 void run_ended(void *ctx, int64_t id, int64_t attempt, const struct launch_exit *how)
 {
     struct daemon *d = ctx;
@@ -187,6 +204,8 @@ void run_ended(void *ctx, int64_t id, int64_t attempt, const struct launch_exit 
     run_dir_result(dir, &result);
     gather(r, job, dir, how, &result, &facts);
     facts.launcher_log = log_text;
+    facts.lost_node = exit_find_lost_node(log_text, &job->place, d->host);
+    set_aside(d, facts.lost_node);
     exit_decide(&facts, &verdict);
     job_event_init(&ev, verdict.type, id, clock_wall_ms(), "%s", verdict.reason);
     ev.attempt = attempt + 1;
@@ -215,6 +234,12 @@ static void tell_attached(struct run *r, const char *host)
     if (r->told_attached)
         return;
     r->told_attached = true;
+    const struct job *job = jobs_find(&r->daemon->jobs, r->job);
+    for (int64_t i = 0; i < job->place.n; i++) {
+        struct node *n = inventory_find(&r->daemon->inventory, job->place.v[i].node);
+        if (n && n->n_faults)
+            inventory_good(n);
+    }
     job_event_init(&ev, JOB_EV_ATTACHED, r->job, clock_wall_ms(), "running on %s", host);
     journal_append(r->daemon->journal, &ev, NULL, NULL);
 }

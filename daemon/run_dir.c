@@ -120,6 +120,8 @@ static int mark_attempt(const char *run_dir, const struct run_dir_attempt *at, s
     int n = snprintf(line, sizeof line, "%s%lld, attempt %lld, %lld ranks, %s\n", attempt_mark,
                      (long long)at->job, (long long)at->attempt, (long long)at->n_ranks, when);
     int rc = fs_write_all(fd, line, (size_t)n, e);
+    if (rc < 0)
+        err_wrap(e, "%s", run_dir);
     close(fd);
     return rc;
 }

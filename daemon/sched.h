@@ -85,6 +85,8 @@ struct sched_settings {
     int64_t grace_ms;        /* [5 min] nobody yields for another before it has run so long */
     int64_t restart_ms;      /* [1 min] what a yield costs: from the request until the slots are free. Nobody
                               * yields for a job that would start sooner anyway */
+    int32_t max_yield_tries; /* [8] for so many waiting jobs per plan it is tried in vain whether others could
+                              * yield; each try costs about as much as a plan */
     int64_t grow_ms;         /* [10 min] nobody is grown before it has run so long unchanged */
 };
 
@@ -148,6 +150,13 @@ struct sched_verdict {
     size_t n_before;     /* waiting jobs that come before it in order and do not start now */
 };
 
+/* What a waiting job is promised, or one that yields and will wait. */
+struct sched_reservation {
+    int64_t job, start_ms; /* start_ms: far beyond all dates when it waits for jobs without an estimate */
+    int32_t ranks, n_pieces;
+    const struct sched_piece *pieces;
+};
+
 struct sched_plan {
     int64_t now_ms;
     const struct sched_start *starts;
@@ -156,6 +165,8 @@ struct sched_plan {
     size_t n_yields;
     const struct sched_verdict *verdicts; /* one for each waiting job, in order */
     size_t n_verdicts;
+    const struct sched_reservation *reservations; /* by id */
+    size_t n_reservations;
     /* Of usable nodes, once the starts have happened. */
     int64_t slots, slots_free, gpus, gpus_free;
 };

@@ -357,6 +357,8 @@ static cJSON *default_of(const struct walk *w, const struct field *f)
 {
     if (f->derive) {
         double x = f->derive(w->spec);
+        if (f->type == FIELD_BOOL)
+            return cJSON_CreateBool(x != 0);
         return number_in(f, x) ? cJSON_CreateNumber(x) : NULL;
     }
     return f->def ? cJSON_Parse(f->def) : NULL;

@@ -102,6 +102,11 @@ static double derive_weight_decay(const struct jobspec *spec)
     return !is_adam(spec) ? 0.0005 : spec->optim.kind == OPTIM_ADAMW ? 0.01 : 0;
 }
 
+static double derive_autotune(const struct jobspec *spec)
+{
+    return spec->resources.gpus_per_rank > 0;
+}
+
 static double derive_max_ranks(const struct jobspec *spec)
 {
     return spec->resources.ranks;
@@ -245,6 +250,22 @@ const struct field jobspec_fields[] = {
      .when_key = "kind", .when_values = {"cosine"},
      .help = "Learning rate at the end; at most optim.lr."},
 
+    {"/resources", FIELD_OBJECT, 0, FIELD_NOT_KEPT, "{}",
+     .help = "What the job runs on."},
+    {"/resources/ranks", FIELD_INT, AT(resources.ranks), 0, "1", 1, MAX_RANKS,
+     .help = "Processes that the job asks for."},
+    {"/resources/min_ranks", FIELD_INT, AT(resources.min_ranks), 0, "1", 1, MAX_RANKS,
+     .help = "Processes that it can start with where fewer are free; at most ranks."},
+    {"/resources/max_ranks", FIELD_INT, AT(resources.max_ranks), 0, NULL, 1, MAX_RANKS,
+     .derive = derive_max_ranks, .derive_text = "resources.ranks",
+     .help = "Processes that it may grow to; at least ranks."},
+    {"/resources/gpus_per_rank", FIELD_INT, AT(resources.gpus_per_rank), 0, "0", 0, 1,
+     .help = "GPUs of each process."},
+    {"/resources/threads_per_rank", FIELD_INT, AT(resources.threads_per_rank), FIELD_NULLABLE, "null", 1, 1024,
+     .help = "Threads of each process; null is cores of the host divided by processes on it."},
+    {"/resources/nodes", FIELD_INT, AT(resources.nodes), FIELD_NULLABLE, "null", 1, MAX_RANKS,
+     .help = "Hosts that the processes are spread over evenly; null is as few as possible."},
+
     {"/train", FIELD_OBJECT, .flags = FIELD_NOT_KEPT,
      .help = "The training run."},
     {"/train/epochs", FIELD_INT64, AT(train.epochs), 0, NULL, 1, 1e6,
@@ -259,6 +280,9 @@ const struct field jobspec_fields[] = {
      .derive = derive_micro_shards, .derive_text = "16, or train.batch_size where that is less",
      .when_key = "determinism", .when_values = {"bitwise"},
      .help = "Parts of the mini-batch that are computed by themselves and summed in one fixed order; another number rounds otherwise."},
+    {"/train/autotune", FIELD_BOOL, AT(train.autotune), 0, NULL,
+     .derive = derive_autotune, .derive_text = "true where resources.gpus_per_rank is not 0, else false",
+     .help = "GPUs only: measures at the start which of the libraries' engines are the fastest, and keeps to them."},
     {"/train/log_every_steps", FIELD_INT64, AT(train.log_every_steps), 0, "10", 1, MAX_COUNT,
      .help = "Steps between two logged training losses."},
     {"/train/max_grad_norm", FIELD_NUMBER, AT(train.max_grad_norm), FIELD_NULLABLE | FIELD_MIN_OUT, "null", 0, 1e9,
@@ -286,22 +310,6 @@ const struct field jobspec_fields[] = {
      .help = "Where the weights start."},
     {"/init/weights", FIELD_PATH, AT(init.weights), FIELD_NULLABLE, "null", .cap_bytes = CAP(init.weights),
      .help = "A safetensors file to start from, null is random; relative paths as in data.path."},
-
-    {"/resources", FIELD_OBJECT, 0, FIELD_NOT_KEPT, "{}",
-     .help = "What the job runs on."},
-    {"/resources/ranks", FIELD_INT, AT(resources.ranks), 0, "1", 1, MAX_RANKS,
-     .help = "Processes that the job asks for."},
-    {"/resources/min_ranks", FIELD_INT, AT(resources.min_ranks), 0, "1", 1, MAX_RANKS,
-     .help = "Processes that it can start with where fewer are free; at most ranks."},
-    {"/resources/max_ranks", FIELD_INT, AT(resources.max_ranks), 0, NULL, 1, MAX_RANKS,
-     .derive = derive_max_ranks, .derive_text = "resources.ranks",
-     .help = "Processes that it may grow to; at least ranks."},
-    {"/resources/gpus_per_rank", FIELD_INT, AT(resources.gpus_per_rank), 0, "0", 0, 1,
-     .help = "GPUs of each process."},
-    {"/resources/threads_per_rank", FIELD_INT, AT(resources.threads_per_rank), FIELD_NULLABLE, "null", 1, 1024,
-     .help = "Threads of each process; null is cores of the host divided by processes on it."},
-    {"/resources/nodes", FIELD_INT, AT(resources.nodes), FIELD_NULLABLE, "null", 1, MAX_RANKS,
-     .help = "Hosts that the processes are spread over evenly; null is as few as possible."},
 
     {"/scheduling", FIELD_OBJECT, 0, FIELD_NOT_KEPT, "{}",
      .help = "When the job runs."},

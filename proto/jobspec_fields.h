@@ -56,7 +56,7 @@ struct field {
     const struct field_choice *choices; /* ends with a NULL name */
     const char *when_key;               /* the key exists only where this sibling (an earlier row) has … */
     const char *when_values[FIELD_MAX_WHEN + 1];  /* … one of these values; ends with NULL */
-    double (*derive)(const struct jobspec *spec); /* default that depends on earlier rows */
+    double (*derive)(const struct jobspec *spec); /* default that depends on earlier rows; 0 is false */
     const char *derive_text;                      /* how docs state it */
     const char *help;                             /* one sentence */
 };

@@ -4,6 +4,7 @@ ones, tests/gpu on real ones. Who imports them defines the fixture `gpus` (modul
 The CPU worker is the referee; a GPU is as right as that one is (test_referee.py, tests/mpi).
 """
 import dataclasses
+import shutil
 
 import pytest
 
@@ -77,7 +78,7 @@ def test_it_computes_what_the_cpu_does(cpu, gpu):
     assert curve_deviation(cpu[1][1], gpu[1][1]) <= 1e-5
 
 
-# An eps far above the noise of gradients that are zero but for rounding (the bias of keys): Adam would make full steps of it.
+# eps lies far above gradients that are zero but for rounding (the bias of keys): of those Adam would make full steps.
 OPTIMISERS = {
     "adamw": {"kind": "adamw", "lr": 0.003, "eps": 1e-5},
     "lars, moving average": {"kind": "lars", "lr": 0.5, "trust_coefficient": 0.02, "nesterov": True, "ema": 0.8},
@@ -128,7 +129,7 @@ def test_any_number_of_ranks_is_one(gpus, tmp_path, gpu, ranks, changes):
 
 @pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16"])
 def test_recorded_steps_are_the_steps_that_were_recorded(gpus, tmp_path, precision):
-    spec = spec_of(1, train__precision=precision)
+    spec = spec_of(1, train__precision=precision, train__autotune=False)
     recorded, _ = train(gpus, tmp_path, spec, 1, "recorded")
     called, _ = train(gpus, tmp_path, spec, 1, "called", env={"BATCHFORMER_CUDA_GRAPHS": "0"})
     assert differing(recorded, called) == []
@@ -142,12 +143,19 @@ def test_checkpoints_go_from_cpu_to_gpu_and_back(gpus, tmp_path, cpu):
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
-def test_resume_at_home_is_bit_for_bit(gpus, tmp_path, ranks):
+@pytest.mark.parametrize("autotune", [False, True], ids=["first", "measured"])
+def test_resume_at_home_is_bit_for_bit(gpus, tmp_path, ranks, autotune):
+    """Two runs may measure differently: where they measure, the second is given what the first found."""
     gpus.need(ranks)
-    whole, _ = train(gpus, tmp_path, spec_of(1), ranks, "whole")
-    run_on(gpus, tmp_path, spec_of(1), ranks, "--max-steps", 3, run_dir="parts")
-    parts, _ = train(gpus, tmp_path, spec_of(1), ranks, "parts", "--resume")
+    spec = spec_of(1, train__autotune=autotune)
+    whole, where = train(gpus, tmp_path, spec, ranks, "whole")
+    (tmp_path / "parts").mkdir()
+    if autotune:
+        shutil.copy(where / "plans.json", tmp_path / "parts")
+    run_on(gpus, tmp_path, spec, ranks, "--max-steps", 3, "--resume", run_dir="parts")
+    parts, _ = train(gpus, tmp_path, spec, ranks, "parts", "--resume")
     assert differing(whole, parts) == []
+    assert (where / "plans.json").exists() == autotune
 
 
 def close_in_direction(exact, rounded, loss_tolerance, grad_tolerance):

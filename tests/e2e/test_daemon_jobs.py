@@ -108,7 +108,8 @@ def test_cancel(make_daemon):
     with daemon.rpc() as rpc:
         running, queued = rpc.submit(), rpc.submit()
         rpc.wait_state(running, "running")
-        assert "waits for 1 slot" in rpc.call("job.explain", id=queued)["text"]
+        text = rpc.call("job.explain", id=queued)["text"]
+        assert f"job {queued} needs 1 rank and 0 of 1 slot" in text and f"job {running}" in text
         assert rpc.call("job.cancel", id=queued)["state"] == "cancelled"
         answer = rpc.call("job.cancel", id=running)
         assert answer["state"] == "running" and answer["cancelling"]
@@ -306,8 +307,10 @@ def test_report_that_cannot_be_written_is_written_later(make_daemon, nth):
 
 
 @pytest.mark.parametrize("nth", [1, 2, 3, 4, 5])
-def test_crash_at_each_commit(make_daemon, nth):
-    daemon = make_daemon(env={"BATCHFORMER_FAULT": f"store.commit:kill@{nth}"})
+@pytest.mark.parametrize("point", ["store.commit", "store.committed", "journal.applied"])
+def test_crash_at_each_commit(make_daemon, point, nth):
+    """Before it, between it and what follows from it, and before the answer."""
+    daemon = make_daemon(env={"BATCHFORMER_FAULT": f"{point}:kill@{nth}"})
     acknowledged = None
     try:
         with daemon.rpc() as rpc:

@@ -52,7 +52,7 @@ def test_bad_line_is_answered_and_the_connection_goes_on(daemon, line, code, say
 BAD_CALLS = [
     ("nothing.here", {}, -32601, "nothing.here"),
     ("job.lits", {}, -32601, 'did you mean "job.list"'),
-    ("job.pause", {"id": 1}, -32601, "job.pause"),
+    ("job.pause", {"id": 9}, 1001, "no job 9"),
     ("job.get", {}, -32602, "/params/id"),
     ("job.get", {"id": "1"}, -32602, "/params/id"),
     ("job.get", {"id": 1.5}, -32602, "/params/id"),

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from clilib import bfctl
-from workerlib import checkpoints, losses, make_spec, metrics, read_safetensors, result, run, worst, write_safetensors
+from workerlib import (ENV, MPI_ENV, checkpoints, losses, make_spec, metrics, read_safetensors, result, run, worst,
+                       write_safetensors)
 
 DECAY = 0.75
 OPTIMISERS = {
@@ -147,5 +148,5 @@ def test_any_number_of_ranks_is_one(tmp_path, name):
 def test_verify_takes_them(tmp_path):
     path = tmp_path / "spec.json"
     path.write_text(json.dumps(spec_of("adamw")))
-    p = bfctl("verify", path, "--ranks", "1,2", "--steps", "4", "--set", "train.determinism=bitwise")
+    p = bfctl("verify", path, "--ranks", "1,2", "--steps", "4", "--set", "train.determinism=bitwise", env={**ENV, **MPI_ENV})
     assert p.returncode == 0 and "all within tolerance" in p.stdout, p.stdout + p.stderr

@@ -17,7 +17,8 @@ DECAY = 0.05
 MODULE = "batchformer.w"  # half the rate, no decay
 EMA = 0.75
 
-SHAPES = {"conv.weight": (8, 3, 3, 3), "bn.weight": (8,), "bn.bias": (8,), MODULE: (6, 9), "fc.weight": (4, 40), "fc.bias": (4,)}
+SHAPES = {"conv.weight": (8, 3, 3, 3), "bn.weight": (8,), "bn.bias": (8,), MODULE: (6, 9), "fc.weight": (4, 40),
+          "fc.bias": (4,)}
 
 
 def start():

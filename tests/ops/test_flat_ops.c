@@ -231,6 +231,9 @@ static void test_ema(void **state)
         assert_int_equal(be->ops->flat->ema(be, x, w, n, 0.99, &s, NULL), 0);
         for (size_t i = 0; i < n; i++)
             CHECK(is_near(x[i], 0.99 * x0[i] + 0.01 * w[i]), "ema: element %zu", i);
+        memcpy(x, w, n * sizeof *x);
+        assert_int_equal(be->ops->flat->ema(be, x, w, n, 0.9999, &s, NULL), 0);
+        assert_memory_equal(x, w, n * sizeof *x); /* the average of what does not change */
         free(w);
         free(x);
         free(x0);

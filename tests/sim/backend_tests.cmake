@@ -20,6 +20,7 @@ function(bf_sim_test name)
 endfunction()
 
 bf_sim_test(test_cuda_dnn bf_cuda_sim)
+bf_sim_test(test_cuda_tuning bf_cuda_sim)
 bf_sim_test(test_cuda_blas bf_cuda_sim)
 bf_sim_test(test_backend_parity bf_cuda_sim bf_ops_harness)
 

@@ -78,11 +78,19 @@ template <class F> void each_tap(const Conv &c, int64_t n, int64_t g, F f)
             }
 }
 
-void gemm(char ta, char tb, int64_t m, int64_t n, int64_t k, const float *a, int64_t lda, const float *b,
-          int64_t ldb, float beta, float *c, int64_t ldc)
+/* c = a·b + beta·c, the sums over k in so many parts. */
+void gemm(int64_t parts, char ta, char tb, int64_t m, int64_t n, int64_t k, const float *a, int64_t lda,
+          const float *b, int64_t ldb, float beta, float *c, int64_t ldc)
 {
-    if (m && n && k && dnnl_sgemm(ta, tb, m, n, k, 1.0f, a, lda, b, ldb, beta, c, ldc) != dnnl_success)
-        die("oneDNN's sgemm failed");
+    for (int64_t i = 0; m && n && i < parts; i++) {
+        int64_t from = k * i / parts, count = k * (i + 1) / parts - from;
+        const float *ai = a + from * (ta == 'N' ? 1 : lda), *bi = b + from * (tb == 'N' ? ldb : 1);
+        if (!count)
+            continue;
+        if (dnnl_sgemm(ta, tb, m, n, count, 1.0f, ai, lda, bi, ldb, beta, c, ldc) != dnnl_success)
+            die("oneDNN's sgemm failed");
+        beta = 1;
+    }
 }
 } // namespace
 
@@ -115,7 +123,7 @@ const char *conv_mismatch(const Conv &c)
     return "";
 }
 
-void conv_run(const Conv &c, char *px, char *pw, char *py, bool tf32, unsigned shuffle)
+void conv_run(const Conv &c, char *px, char *pw, char *py, const ConvWay &way)
 {
     int64_t N = c.x.dims[0], K = c.w.dims[0], G = c.groups(), Kg = K / G, P = c.y.dims[2] * c.y.dims[3];
     int64_t T = c.w.dims[1] * c.w.dims[2] * c.w.dims[3];
@@ -126,28 +134,28 @@ void conv_run(const Conv &c, char *px, char *pw, char *py, bool tf32, unsigned s
         if (&t == &c.result())
             v.assign(static_cast<size_t>(t.count()), 0.0f);
         else
-            v = load(t, p, tf32);
+            v = load(t, p, way.tf32);
     };
     get(c.x, px, x);
     get(c.w, pw, w);
     get(c.y, py, y);
     std::iota(samples.begin(), samples.end(), int64_t(0));
-    if (shuffle)
-        std::shuffle(samples.begin(), samples.end(), std::mt19937(shuffle));
+    if (way.shuffle)
+        std::shuffle(samples.begin(), samples.end(), std::mt19937(way.shuffle));
     for (int64_t n : samples)
         for (int64_t g = 0; g < G; g++) {
             float *wg = w.data() + g * Kg * T, *yg = y.data() + n * P * K + g * Kg;
             if (c.pass == Pass::DATA) {
-                gemm('N', 'N', P, T, Kg, yg, K, wg, T, 0, columns.data(), T);
+                gemm(way.parts, 'N', 'N', P, T, Kg, yg, K, wg, T, 0, columns.data(), T);
                 each_tap(c, n, g, [&](size_t i, size_t at) { x[at] += columns[i]; });
                 continue;
             }
             std::fill(columns.begin(), columns.end(), 0.0f);
             each_tap(c, n, g, [&](size_t i, size_t at) { columns[i] = x[at]; });
             if (c.pass == Pass::FORWARD)
-                gemm('N', 'T', P, Kg, T, columns.data(), T, wg, T, 0, yg, K);
+                gemm(way.parts, 'N', 'T', P, Kg, T, columns.data(), T, wg, T, 0, yg, K);
             else
-                gemm('T', 'N', Kg, T, P, yg, K, columns.data(), T, 1, wg, T);
+                gemm(way.parts, 'T', 'N', Kg, T, P, yg, K, columns.data(), T, 1, wg, T);
         }
     if (c.pass == Pass::FORWARD)
         store(c, c.y, py, y);

@@ -31,9 +31,14 @@ struct Conv {
 /* "" when shapes, paddings and strides belong together, else what does not. */
 const char *conv_mismatch(const Conv &c);
 
-/* tf32 rounds the operands. A shuffle other than 0 adds the samples of the filter's gradient in another
- * order. */
-void conv_run(const Conv &c, char *x, char *w, char *y, bool tf32, unsigned shuffle);
+/* How it is computed. */
+struct ConvWay {
+    bool tf32;        /* the operands are rounded */
+    unsigned shuffle; /* other than 0: the samples of the filter's gradient are added in another order */
+    int64_t parts;    /* of each sum: they are added up by themselves, and then added */
+};
+
+void conv_run(const Conv &c, char *x, char *w, char *y, const ConvWay &way);
 } // namespace cusim
 
 #endif

@@ -125,7 +125,8 @@ cudaError_t cudaGetDeviceProperties(cudaDeviceProp *p, int device)
     if (device < 0 || device >= cusim::settings().devices)
         return cusim::set_error(cudaErrorInvalidDevice);
     memset(p, 0, sizeof *p);
-    snprintf(p->name, sizeof p->name, "simulated device");
+    std::string name = cusim::rank_setting("CUSIM_NAME");
+    snprintf(p->name, sizeof p->name, "%s", name.empty() ? "simulated device" : name.c_str());
     p->uuid.bytes[0] = char(device);
     p->totalGlobalMem = cusim::settings().memory_bytes;
     p->sharedMemPerBlock = 48 << 10;

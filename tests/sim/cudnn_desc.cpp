@@ -4,8 +4,6 @@
 
 namespace cusim
 {
-enum { N_ENGINES = 3 };
-
 std::string &desc_last_message()
 {
     static std::string &m = *new std::string;
@@ -272,12 +270,11 @@ static cudnnStatus_t finalize_heuristics(Body &b)
     if (!graph || !desc_find(b, CUDNN_ATTR_ENGINEHEUR_MODE))
         return desc_refuse(CUDNN_STATUS_BAD_PARAM, "heuristics without graph or mode");
     b.conv = graph->conv;
-    if (desc_get<cudnnBackendHeurMode_t>(b, CUDNN_ATTR_ENGINEHEUR_MODE) != CUDNN_HEUR_MODE_FALLBACK) {
-        b.offers.push_back(make_config(b.conv, 0));
-        if (!b.conv.x.bf16)
-            b.offers.push_back(make_config(b.conv, 2));
-    }
-    b.offers.push_back(make_config(b.conv, 1));
+    bool fallback =
+        desc_get<cudnnBackendHeurMode_t>(b, CUDNN_ATTR_ENGINEHEUR_MODE) == CUDNN_HEUR_MODE_FALLBACK;
+    for (int engine : fallback ? std::vector<int>{1} : std::vector<int>{0, 2, 1, 3, 4})
+        if (engine != 2 || !b.conv.x.bf16)
+            b.offers.push_back(make_config(b.conv, engine));
     return CUDNN_STATUS_SUCCESS;
 }
 
@@ -286,7 +283,7 @@ static cudnnStatus_t finalize_engine(Body &b)
     BodyPtr graph = get_desc(b, CUDNN_ATTR_ENGINE_OPERATION_GRAPH, CUDNN_BACKEND_OPERATIONGRAPH_DESCRIPTOR);
     int64_t index = desc_get<int64_t>(b, CUDNN_ATTR_ENGINE_GLOBAL_INDEX, -1);
 
-    if (!graph || index < 0 || index >= N_ENGINES)
+    if (!graph || index < 0 || index >= N_ENGINES - 1)
         return desc_refuse(CUDNN_STATUS_BAD_PARAM, "an engine without graph, or a number that none has");
     b.conv = graph->conv;
     b.engine = int(index);

@@ -12,6 +12,8 @@
 
 namespace cusim
 {
+enum { N_ENGINES = 5 }; /* with the settings of their knobs: cudnn_sim.cpp */
+
 struct Body;
 using BodyPtr = std::shared_ptr<Body>;
 

@@ -2,11 +2,15 @@
  * gradient of the filter; fp32 and bf16 tensors of any strides, sums in fp32, groups by the channels of x and
  * w.
  *
- * Three engines, so that there is something to choose from:
+ * Some engines, so that there is something to choose from. Mode A lists them in the order 0 2 1 3 4, by
+ * default a convolution takes as many milliseconds as stand in the second column (CUSIM_ENGINE_MS says
+ * otherwise), and each rounds in a way of its own:
  *
- *   0   first in mode A; nondeterministic: adds the samples of a filter's gradient in another order each time
- *   1   deterministic, exact; the only one of the fallback mode
- *   2   fp32 only, listed second: tensor cores, so TF32: rounds its operands
+ *   0   1  nondeterministic: adds the samples of a filter's gradient in another order each time
+ *   1   5  adds in order; the only one of the fallback mode
+ *   2   3  fp32 only: tensor cores, so TF32: rounds its operands
+ *   3   4  adds in 2 parts
+ *   4   2  the same engine with another setting of its knob: adds in 3 parts
  *
  * A descriptor is a type and a map from attributes to values. An attribute that a type does not have here
  * ends the process with its number; what cuDNN checks when a descriptor is finalized is checked then.
@@ -37,8 +41,6 @@ struct cudnnContext {
 
 namespace
 {
-enum { N_ENGINES = 3 };
-
 /* What a cudnnBackendDescriptor_t points to. */
 struct Handle {
     BodyPtr body;
@@ -70,8 +72,24 @@ std::vector<cudnnBackendNumericalNote_t> notes_of(const Body &b)
 
 int64_t workspace_of(const Body &b)
 {
-    static const int64_t bytes[N_ENGINES] = {1 << 20, 4096, 64 << 10};
+    static const int64_t bytes[cusim::N_ENGINES] = {1 << 20, 4096, 64 << 10, 128 << 10, 8192};
     return bytes[b.engine];
+}
+
+int64_t index_of(const Body &b)
+{
+    return b.engine == 4 ? 3 : b.engine;
+}
+
+double engine_ms(int engine)
+{
+    double ms[cusim::N_ENGINES] = {1, 5, 3, 4, 2};
+    std::string set = cusim::rank_setting("CUSIM_ENGINE_MS");
+
+    if (!set.empty() && sscanf(set.c_str(), "%lf,%lf,%lf,%lf,%lf", &ms[0], &ms[1], &ms[2], &ms[3], &ms[4]) !=
+                            cusim::N_ENGINES)
+        die("CUSIM_ENGINE_MS is \"%s\", and there are %d engines", set.c_str(), int(cusim::N_ENGINES));
+    return ms[engine];
 }
 
 template <class T> void give(const std::vector<T> &v, int64_t room, int64_t *n, void *out)
@@ -268,7 +286,7 @@ cudnnStatus_t cudnnBackendGetAttribute(cudnnBackendDescriptor_t d, cudnnBackendA
         *n = 0;
         break;
     case CUDNN_ATTR_ENGINE_GLOBAL_INDEX:
-        give(std::vector<int64_t>{b->engine}, room, n, out);
+        give(std::vector<int64_t>{index_of(*b)}, room, n, out);
         break;
     case CUDNN_ATTR_EXECUTION_PLAN_WORKSPACE_SIZE:
         give(std::vector<int64_t>{workspace_of(*b)}, room, n, out);
@@ -313,9 +331,11 @@ cudnnStatus_t cudnnBackendExecute(cudnnHandle_t h, cudnnBackendDescriptor_t plan
     touch(c.y, p.y);
     op.writes(p.workspace, bytes);
     int engine = plan->engine;
+    op.ms = engine_ms(engine);
     op.run = [c, p, bytes, engine, h] {
         memset(p.workspace, 0xff, bytes);
-        conv_run(c, p.x, p.w, p.y, engine == 2, engine == 0 ? ++h->n_shuffles : 0);
+        conv_run(c, p.x, p.w, p.y,
+                 {engine == 2, engine == 0 ? ++h->n_shuffles : 0, engine < 3 ? 1 : engine - 1});
     };
     cusim::stream_push(h->stream, std::move(op));
     return CUDNN_STATUS_SUCCESS;

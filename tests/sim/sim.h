@@ -10,6 +10,13 @@
  *   CUSIM_TIMEOUT=s      an operation that waits longer for other ranks ends the process (120)
  *   CUSIM_DEVICES=n, CUSIM_MEMORY_MB=n         what the machine has (8, 8192)
  *   CUSIM_FAIL_MALLOC=n, CUSIM_FAIL_SYNC=n     the n-th cudaMalloc, n-th wait fails (from 1)
+ *   CUSIM_NAME=text      what the devices are called ("simulated device")
+ *   CUSIM_ENGINE_MS=a,b,c,d,e   what a convolution by each of cuDNN's engines takes (cudnn_sim.cpp)
+ * Numbers, names and times may have a part for each rank, with "/" between them; ranks without one have the
+ * last.
+ *
+ * Time is made up: an operation takes what its double says, or 0.01 ms, so what is measured by events is the
+ * same each time.
  */
 #ifndef TESTS_SIM_SIM_H
 #define TESTS_SIM_SIM_H
@@ -35,6 +42,8 @@ struct Settings {
     long fail_malloc, fail_sync;
 };
 const Settings &settings();
+/* This rank's part of the variable, as it is now; "" where it is not set. */
+std::string rank_setting(const char *name);
 
 /* Every entry point holds one; they nest. */
 struct Lock {
@@ -112,6 +121,7 @@ struct Op {
     /* Called each time that it is put on a queue, also by the launch of a graph: sets the functions above. */
     std::function<void(Op &)> bind;
     bool is_kernel = false;
+    double ms = 0.01;
 
     Op &reads(const void *p, size_t bytes);
     Op &writes(const void *p, size_t bytes);

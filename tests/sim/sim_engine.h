@@ -16,7 +16,7 @@ struct Record {
     bool done = false, asked = false;
     CUstream_st *stream = nullptr;
     Clock clock;
-    double at_ms = 0;
+    double at_ms = 0; /* on the clock of its stream */
 };
 using RecordPtr = std::shared_ptr<Record>;
 
@@ -45,6 +45,7 @@ struct CUstream_st {
     bool blocking = false; /* ordered with the null stream */
     std::deque<cusim::Entry> queue;
     cusim::Clock clock; /* of the last entry */
+    double now_ms = 0;  /* what the work so far would have taken; waits for events wait for other streams' */
     CUgraph_st *capture = nullptr;
     int lane = -1;
 };

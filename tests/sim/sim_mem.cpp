@@ -153,8 +153,8 @@ std::recursive_mutex &mutex()
 
 long env_long(const char *name, long otherwise)
 {
-    const char *v = getenv(name);
-    return v && *v ? atol(v) : otherwise;
+    std::string v = rank_setting(name);
+    return v.empty() ? otherwise : atol(v.c_str());
 }
 } // namespace
 
@@ -169,6 +169,16 @@ void die(const char *fmt, ...)
     fputc('\n', stderr);
     fflush(stderr);
     abort();
+}
+
+std::string rank_setting(const char *name)
+{
+    const char *v = getenv(name), *rank = getenv("OMPI_COMM_WORLD_RANK");
+    std::string all = v ? v : "";
+
+    for (int r = rank ? atoi(rank) : 0; r > 0 && all.find('/') != std::string::npos; r--)
+        all.erase(0, all.find('/') + 1);
+    return all.substr(0, all.find('/'));
 }
 
 const Settings &settings()

@@ -50,6 +50,7 @@ static void finish(CUstream_st *s)
     Entry e = std::move(s->queue.front());
 
     s->queue.pop_front();
+    s->now_ms += e.op.ms;
     if (e.op.is_kernel)
         e.op.ranges = shadow_ranges();
     order_check(e.op.name, s->actor, e.clock, e.op.ranges);
@@ -62,6 +63,7 @@ bool advance(CUstream_st *s, int depth)
     Entry &e = s->queue.front();
     if (e.what == What::WAIT) {
         if (e.record->done) {
+            s->now_ms = std::max(s->now_ms, e.record->at_ms);
             s->queue.pop_front();
             return true;
         }
@@ -71,7 +73,7 @@ bool advance(CUstream_st *s, int depth)
     }
     if (e.what == What::RECORD) {
         e.record->done = true;
-        e.record->at_ms = now_ms();
+        e.record->at_ms = s->now_ms;
         s->queue.pop_front();
         return true;
     }

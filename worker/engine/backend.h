@@ -89,9 +89,14 @@ struct backend_ops {
     void (*destroy)(struct backend *be);
 };
 
+struct tuning;
+
 /* Concrete backends embed this first. */
 struct backend {
     const struct backend_ops *ops;
+    /* Which engines of its libraries prepare() is to take (tuning.h); borrowed, set before anything is
+     * compiled. NULL: each library's own first choice. */
+    struct tuning *tuning;
 };
 
 #endif

@@ -8,6 +8,7 @@
  */
 #include "worker/engine/compile_impl.h"
 #include "worker/engine/ops_comm.h"
+#include "worker/engine/tuning.h"
 
 #include <limits.h>
 #include <stdlib.h>
@@ -86,6 +87,10 @@ static int find_gradients(struct compiler *c, struct err *e)
 
 static int prepare_kernels(struct compiler *c, struct err *e)
 {
+    struct tuning *tuning = c->p->cfg.backend->tuning;
+
+    if (tuning)
+        tuning_set_rows(tuning, c->g->rows.local, c->g->rows.counts[0]);
     for (int i = 0; i < c->n; i++) {
         struct step *s = &c->p->steps[i];
         struct op_prep prep = {0};

@@ -92,7 +92,8 @@ struct flat_ops {
      *   d = trust·(c·g + wd·w);  m = momentum·m + d;  w -= lr·(nesterov ? d + momentum·m : m) */
     int (*lars)(struct backend *be, float *w, const float *g, float *m, const struct lars_args *a,
                 const struct step_scalars *s, struct err *e);
-    /* ema = decay·ema + (1-decay)·w */
+    /* ema += (1-decay)·(w - ema). (In fp32 decay·ema + (1-decay)·w would settle beside w: the two factors are
+     * rounded each by itself.) */
     int (*ema)(struct backend *be, float *ema, const float *w, size_t n, double decay,
                const struct step_scalars *s, struct err *e);
 };

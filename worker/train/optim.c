@@ -14,6 +14,11 @@ static const struct kind {
     [OPTIM_LARS] = {"lars", {"momentum"}},
 };
 
+static double decay_of(const struct param *p, double weight_decay)
+{
+    return p->weight_decay < 0 ? weight_decay : p->weight_decay;
+}
+
 /* Weights lie in backward order: the last declared first. */
 int optim_segments(const struct params *params, double weight_decay, struct optim_segment **out)
 {
@@ -24,7 +29,7 @@ int optim_segments(const struct params *params, double weight_decay, struct opti
         const struct param *p = params->v[i];
         if (p->kind != PARAM_WEIGHT)
             continue;
-        double wd = p->weight_decay < 0 ? weight_decay : p->weight_decay;
+        double wd = decay_of(p, weight_decay);
         ASSERT(n > 0 || p->offset == 0);
         if (n == 0 || v[n - 1].lr_scale != p->lr_scale || v[n - 1].weight_decay != wd) {
             if (n > 0)
@@ -101,12 +106,11 @@ static int64_t list_tensors(const struct params *ps, double weight_decay, struct
         const struct param *p = ps->v[i];
         if (p->kind != PARAM_WEIGHT)
             continue;
-        const double wd = p->weight_decay < 0 ? weight_decay : p->weight_decay;
         const bool adapts = p->shape.n_dims > 1;
         out[n++] = (struct flat_tensor){.first = (int64_t)p->offset,
                                         .count = shape_count(p->shape),
                                         .lr_scale = p->lr_scale,
-                                        .weight_decay = adapts ? (float)wd : 0,
+                                        .weight_decay = adapts ? (float)decay_of(p, weight_decay) : 0,
                                         .adapts = adapts};
     }
     return n;

@@ -10,6 +10,7 @@
 #include "common/fsutil.h"
 #include "worker/train/agree.h"
 #include "worker/train/host.h"
+#include "worker/train/plans.h"
 #include "worker/train/rundir.h"
 #include "worker/train/trainer.h"
 
@@ -21,6 +22,7 @@ struct run {
     char component[32];
     struct log log, console;
     struct backend *backend;
+    struct tuning *tuning; /* the backend's; NULL: its libraries choose by themselves */
     struct comm *device_comm;
     struct report *report;
     struct trainer *trainer;
@@ -88,6 +90,18 @@ static int open_machine(struct run *r, struct err *e)
 }
 
 /* Collective. */
+static int open_plans(struct run *r, struct err *e)
+{
+    const struct run_cfg *cfg = &r->cfg;
+
+    if (!cfg->spec->train.autotune)
+        return 0;
+    r->tuning = plans_open(cfg->comm, cfg->run_dir, cfg->resume, &r->log, e);
+    r->backend->tuning = r->tuning;
+    return r->tuning ? 0 : -1;
+}
+
+/* Collective. */
 static int open_trainer(struct run *r, struct err *e)
 {
     const struct run_cfg *cfg = &r->cfg;
@@ -113,6 +127,8 @@ static int open_trainer(struct run *r, struct err *e)
         return -1;
     /* A run that goes on has its checkpoint now: only a spec that fits may take the place of the old one. */
     int rc = r->rank0 ? rundir_begin(cfg->run_dir, cfg->resolved, e) : 0;
+    if (rc == 0 && r->tuning)
+        rc = plans_close(r->tuning, cfg->comm->rank, cfg->run_dir, &r->log, e);
     return agree_outcome_rank0(cfg->comm, rc, e);
 }
 
@@ -221,7 +237,8 @@ static enum run_exit run_all(struct run *r, bool *orderly)
     struct err e = ERR_INIT;
 
     *orderly = true;
-    if (open_run_dir(r, &e) < 0 || open_machine(r, &e) < 0 || open_trainer(r, &e) < 0) {
+    if (open_run_dir(r, &e) < 0 || open_machine(r, &e) < 0 || open_plans(r, &e) < 0 ||
+        open_trainer(r, &e) < 0) {
         *orderly = e.kind != ERR_PEER_LOST;
         return *orderly ? fail_together(r, &e) : fail_alone(r, &e);
     }
@@ -251,6 +268,7 @@ enum run_exit run_job(const struct run_cfg *cfg, bool *orderly)
         comm_destroy(r.device_comm);
     if (r.backend)
         r.backend->ops->destroy(r.backend);
+    tuning_destroy(r.tuning);
     if (r.log.fd >= 0)
         close(r.log.fd);
     if (r.lock >= 0)

@@ -1,6 +1,7 @@
 /* rundir - the run directory: claiming it, and the names in it.
  *
- *   job.json  metrics.jsonl  result.json  model.safetensors  log/  checkpoints/  tensorboard/  lock
+ *   job.json  plans.json (plans.h)  metrics.jsonl  result.json  model.safetensors
+ *   log/  checkpoints/  tensorboard/  lock
  */
 #ifndef TRAIN_RUNDIR_H
 #define TRAIN_RUNDIR_H

@@ -8,8 +8,19 @@
 
 /* A pointer covers everything below it. data.path may move: the checksum of the data is compared instead. */
 static const char *const may_differ[] = {
-    "/version", "/name",       "/data/path", "/batchformer/gather", "/train/epochs", "/train/log_every_steps",
-    "/eval",    "/checkpoint", "/init",      "/resources",          "/scheduling",   "/sweep",
+    "/version",
+    "/name",
+    "/data/path",
+    "/batchformer/gather",
+    "/train/epochs",
+    "/train/autotune",
+    "/train/log_every_steps",
+    "/eval",
+    "/checkpoint",
+    "/init",
+    "/resources",
+    "/scheduling",
+    "/sweep",
 };
 
 static int differs(const char *at, const cJSON *saved, const cJSON *now, struct err *e)

@@ -8,7 +8,8 @@
  * set_constants → prepare_eval (every evaluation program, so that nothing is compiled in the middle of a run)
  *   → feed / evaluate … → describe → destroy
  * All calls up to prepare_eval may fail on one rank alone (its memory, its files) and contain no collective:
- * the trainer agrees on their outcome. evaluate contains collectives.
+ * the trainer agrees on their outcome, and where engines are measured calls prepare_eval on rank 0 first.
+ * evaluate contains collectives.
  */
 #ifndef TRAIN_TASK_H
 #define TRAIN_TASK_H

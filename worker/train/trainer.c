@@ -7,6 +7,7 @@
 #include "common/fsutil.h"
 #include "worker/data/sampler.h"
 #include "worker/train/agree.h"
+#include "worker/train/plans.h"
 #include "worker/train/trainer_impl.h"
 #include "worker/train/weights.h"
 
@@ -75,11 +76,9 @@ static int build_programs(struct trainer *t, struct err *e)
     return t->task->ops->prepare_eval(t->task, e);
 }
 
-/* Everything that a rank does alone; no collective in here. */
-static int build(struct trainer *t, struct err *e)
+/* What is left once the programs are there. */
+static int build_rest(struct trainer *t, struct err *e)
 {
-    if (check_ranks(t, e) < 0 || build_model(t, e) < 0 || build_programs(t, e) < 0)
-        return -1;
     if (!(t->optim = optim_create(t->cfg.spec, t->params, e)) ||
         !(t->scalars = t->cfg.backend->ops->mem_alloc(t->cfg.backend, sizeof *t->scalars, e)))
         return -1;
@@ -94,6 +93,34 @@ static int build(struct trainer *t, struct err *e)
     t->checkpoint.world_size = t->cfg.comm->size;
     t->checkpoint.log = t->cfg.log;
     return 0;
+}
+
+/* Rank 0 compiles, and measures engines, while the others wait; they then take its choices. */
+static int build_on_rank0(struct trainer *t, int rc, struct err *e)
+{
+    struct comm *comm = t->cfg.comm;
+
+    if (agree_outcome(comm, rc, e) < 0)
+        return -1;
+    rc = t->rank0 ? build_programs(t, e) : 0;
+    if (agree_outcome(comm, rc, e) < 0)
+        return -1;
+    return plans_share(t->cfg.backend->tuning, comm, e);
+}
+
+/* Each rank by itself, but for the choice of engines. Collective. */
+static int build(struct trainer *t, struct err *e)
+{
+    bool rank0_first = t->cfg.backend->tuning;
+    int rc = check_ranks(t, e) < 0 || build_model(t, e) < 0 ? -1 : 0;
+
+    if (rank0_first && build_on_rank0(t, rc, e) < 0)
+        return -1;
+    if (rc == 0 && !(rank0_first && t->rank0))
+        rc = build_programs(t, e);
+    if (rc == 0)
+        rc = build_rest(t, e);
+    return agree_outcome(t->cfg.comm, rc, e);
 }
 
 /* Rank 0: 1 when a checkpoint was loaded, 0 when the run starts from its initialisation, -1. */
@@ -204,7 +231,7 @@ struct trainer *trainer_create(const struct trainer_cfg *cfg, struct err *e)
     t->checkpoint_step = t->validated_step = -1;
     t->params = params_create(cfg->backend);
     t->counts = xcalloc((size_t)cfg->comm->size, sizeof *t->counts);
-    if (agree_outcome(cfg->comm, build(t, e), e) < 0 || find_start(t, e) < 0) {
+    if (build(t, e) < 0 || find_start(t, e) < 0) {
         trainer_destroy(t);
         return NULL;
     }

@@ -32,7 +32,7 @@ struct trainer_cfg { /* all borrowed */
     const cJSON *resolved;    /* the spec with every default */
     struct comm *comm;        /* on host memory */
     struct comm *device_comm; /* on the backend's memory; the same one where that is the host's */
-    struct backend *backend;
+    struct backend *backend;  /* with a table of engines (plans.h) rank 0 compiles before the others */
     const struct task_ops *task;
     const char *run_dir;
     bool resume;

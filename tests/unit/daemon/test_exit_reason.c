@@ -358,12 +358,30 @@ static void test_peer_lost_that_nobody_saw(void **state)
     assert_int_equal(v.type, JOB_EV_FAILED);
 }
 
+static void test_lost_node(void **state)
+{
+    static const char log[] = "ssh: connect to host node-2 port 22: No route to host\n"
+                              "ORTE was unable to reliably start one or more daemons.\n";
+    struct place place = {0};
+
+    (void)state;
+    assert_int_equal(place_parse(&place, "head:1,node-1:1,node-2:1,node-22:1", NULL), 0);
+    assert_string_equal(exit_find_lost_node(log, &place, "head"), "node-2");
+    assert_null(exit_find_lost_node("node-2 is fine\n", &place, "head"));
+    assert_null(exit_find_lost_node(log, &place, "node-2"));
+    place_free(&place);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_parse_signal),  cmocka_unit_test(test_last_line),
-        cmocka_unit_test(test_decisions),     cmocka_unit_test(test_long_evidence),
-        cmocka_unit_test(test_hung_launcher), cmocka_unit_test(test_peer_lost_that_nobody_saw),
+        cmocka_unit_test(test_parse_signal),
+        cmocka_unit_test(test_last_line),
+        cmocka_unit_test(test_decisions),
+        cmocka_unit_test(test_long_evidence),
+        cmocka_unit_test(test_lost_node),
+        cmocka_unit_test(test_hung_launcher),
+        cmocka_unit_test(test_peer_lost_that_nobody_saw),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

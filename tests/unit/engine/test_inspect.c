@@ -12,7 +12,7 @@ static const int64_t counts[2] = {ROWS, 0};
 /* A backend whose named operator spoils element SPOILED of one gradient in backward. */
 static struct kernel kernels[OP_COUNT];
 static struct backend_ops ops;
-static struct backend backend = {&ops};
+static struct backend backend = {.ops = &ops};
 
 static int spoiled_square_backward(const struct op_call *c, struct err *e)
 {

@@ -132,6 +132,6 @@ static const struct backend_ops toy_ops = {
     .poison = toy_poison,
 };
 
-static struct backend toy_backend = {&toy_ops};
+static struct backend toy_backend = {.ops = &toy_ops};
 
 #endif

@@ -173,6 +173,12 @@ static void test_derived_defaults(void **state)
     cJSON *doc = minimal_with("resources.ranks=3");
     struct jobspec s = good(doc, NULL);
     assert_int_equal(s.resources.max_ranks, 3);
+    assert_false(s.train.autotune);
+    s = good(minimal_with("resources.gpus_per_rank=1"), NULL);
+    assert_true(s.train.autotune);
+    doc = minimal_with("resources.gpus_per_rank=1");
+    assert_int_equal(jobspec_set(doc, "train.autotune=false", NULL), 0);
+    assert_false(good(doc, NULL).train.autotune);
 
     doc =
         minimal_with("data={\"format\":\"synthetic\",\"synthetic\":{\"height\":8,\"width\":8,\"channels\":1,"
@@ -222,6 +228,7 @@ static void test_resolved_is_a_fixed_point(void **state)
         "\"train_per_class\":20,\"test_per_class\":5}}",
         "data.long_tail={\"kind\":\"step\",\"factor\":10}",
         "data.augment=null",
+        "resources.gpus_per_rank=1",
     };
     for (size_t i = 0; i < sizeof sets / sizeof *sets; i++) {
         cJSON *first = NULL, *second = NULL;
@@ -287,6 +294,7 @@ static void test_wrong_values(void **state)
         {"train.epochs=null", "/train/epochs", "null found"},
         {"train.batch_size=8.5", "/train/batch_size", "8.5 found"},
         {"train.max_grad_norm=0", "/train/max_grad_norm", "0 found, null or a number above 0"},
+        {"train.autotune=1", "/train/autotune", "1 found, true or false is accepted"},
         {"optim.schedule={\"kind\":\"step\",\"milestones\":[]}", "/optim/schedule/milestones",
          "[] found, an array"},
         {"optim.schedule={\"kind\":\"step\"}", "/optim/schedule/milestones", "nothing found"},
@@ -383,6 +391,8 @@ static void test_cross_checks(void **state)
          "1 found after 2"},
         {"optim.schedule={\"kind\":\"step\",\"milestones\":[1,1]}", "/optim/schedule/milestones", "rising"},
         {"optim.schedule.min_lr=0.2", "/optim/schedule/min_lr", "0.2 found, at most optim.lr = 0.1"},
+        {"train.autotune=true", "/train/autotune",
+         "true found, false is accepted while resources.gpus_per_rank is 0"},
         {"eval.few_below=102", "/eval/few_below", "102 found, at most eval.many_above + 1 = 101"},
     };
     run_bad(cases, sizeof cases / sizeof *cases);

@@ -103,7 +103,7 @@ static const struct backend_ops ops = {
     .copy = copy_bytes,
 };
 
-struct backend fake_backend = {&ops};
+struct backend fake_backend = {.ops = &ops};
 
 struct params *fake_params(uint64_t seed, int classes)
 {

@@ -184,7 +184,7 @@ static void a_backend_that_lacks_a_sweep_is_named(void **state)
 {
     struct flat_ops flat = *fake_backend.ops->flat;
     struct backend_ops ops = *fake_backend.ops;
-    struct backend plain = {&ops};
+    struct backend plain = {.ops = &ops};
 
     (void)state;
     flat.ema = NULL;

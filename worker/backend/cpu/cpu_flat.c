@@ -111,8 +111,9 @@ static int measure(struct backend *be, const float *grads, size_t n, const doubl
 /* What a sweep of Adam uses, rounded once. */
 struct adam_step {
     float rate, root;         /* lr/(1-β₁ᵗ), √(1-β₂ᵗ) */
-    float clip, keep, l2;     /* the two kinds of decay: w is kept so far, or l2·w is added to g */
-    float beta2, c1, c2, eps; /* c = 1 - β */
+    float clip, l2;           /* d = clip·g + l2·w: decay of Adam */
+    float keep;               /* of w: decay of AdamW */
+    float beta2, c1, c2, eps; /* c = 1-β */
 };
 
 /* 1 - βᵗ = -expm1(t·ln β), to full precision. */
@@ -225,10 +226,10 @@ static int lars(struct backend *be, float *w, const float *g, float *m, const st
     return 0;
 }
 
-static void ema_range(float *restrict average, const float *restrict w, int64_t n, float keep, float rest)
+static void ema_range(float *restrict average, const float *restrict w, int64_t n, float rest)
 {
     for (int64_t i = 0; i < n; i++)
-        average[i] = keep * average[i] + rest * w[i];
+        average[i] += rest * (w[i] - average[i]);
 }
 
 static int ema(struct backend *be, float *average, const float *w, size_t n, double decay,
@@ -244,7 +245,7 @@ static int ema(struct backend *be, float *average, const float *w, size_t n, dou
     for (int k = 0; k < ch.n; k++) {
         int64_t i = chunk_first(&ch, k);
 
-        ema_range(average + i, w + i, chunk_end(&ch, k) - i, (float)decay, (float)(1 - decay));
+        ema_range(average + i, w + i, chunk_end(&ch, k) - i, (float)(1 - decay));
     }
     return 0;
 }

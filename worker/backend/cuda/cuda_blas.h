@@ -7,6 +7,10 @@
  * same bits whenever it is made on one kind of GPU with one version of the library: split sums go through the
  * workspace, which has one size and one stream. A product allocates nothing once its shape was seen, and can
  * be captured in a CUDA graph.
+ *
+ * Choices are not in the table of engine/tuning.h. They are made in the first step, when the alignment of the
+ * matrices is known and the other ranks wait for this one, so they are not measured; and where nothing is
+ * measured there is nothing to write down: on the same kind of GPU the same library says the same again.
  */
 #ifndef BACKEND_CUDA_BLAS_H
 #define BACKEND_CUDA_BLAS_H

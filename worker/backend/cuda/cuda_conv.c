@@ -34,9 +34,9 @@ KERNEL_PREPARE(conv2d)
     struct cuda_conv_options o = {.dtype = n->dtype,
                                   .allow_tf32 = cuda_of(be)->cfg.allow_tf32,
                                   .deterministic = cuda_of(be)->cfg.deterministic,
-                                  .timed = !cuda_of(be)->cfg.deterministic,
                                   .f32_grad = n->dtype == DTYPE_BF16,
-                                  .workspace_limit = WORKSPACE_LIMIT};
+                                  .workspace_limit = WORKSPACE_LIMIT,
+                                  .tuning = be->tuning};
 
     st->base.be = cuda_of(be);
     p->state = st;

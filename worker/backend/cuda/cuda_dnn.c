@@ -6,6 +6,7 @@
 #include <string.h>
 #include "worker/backend/cuda/cuda_dnn_plan.h"
 #include "worker/backend/cuda/cuda_util.h"
+#include "worker/engine/tuning.h"
 
 /* Bytes: what an allocation has; the engine's arenas align less. */
 enum { WORKSPACE_ALIGN = 256 };
@@ -13,6 +14,7 @@ enum { WORKSPACE_ALIGN = 256 };
 struct cuda_dnn {
     cudnnHandle_t handle;
     cudaStream_t stream;
+    char device[256]; /* "NVIDIA H100 80GB HBM3" */
     struct cuda_conv *convs;
 };
 
@@ -30,8 +32,14 @@ static const char *const pass_names[N_CONV_PASSES] = {"forward", "backward_data"
 
 static int dnn_init(struct cuda_dnn *d, struct err *e)
 {
+    struct cudaDeviceProp prop;
+    int device;
+
     CUDNN_TRY(e, cudnnCreate(&d->handle));
     CUDNN_TRY(e, cudnnSetStream(d->handle, d->stream));
+    CUDA_TRY(e, cudaGetDevice(&device));
+    CUDA_TRY(e, cudaGetDeviceProperties(&prop, device));
+    snprintf(d->device, sizeof(d->device), "%s", prop.name);
     return 0;
 }
 
@@ -81,7 +89,7 @@ static bool shape_same(const struct conv_shape *a, const struct conv_shape *b)
 static bool options_same(const struct cuda_conv_options *a, const struct cuda_conv_options *b)
 {
     return a->dtype == b->dtype && a->allow_tf32 == b->allow_tf32 && a->deterministic == b->deterministic &&
-           a->timed == b->timed && a->f32_grad == b->f32_grad && a->workspace_limit == b->workspace_limit;
+           a->f32_grad == b->f32_grad && a->workspace_limit == b->workspace_limit && a->tuning == b->tuning;
 }
 
 static struct cuda_conv *conv_find(struct cuda_dnn *d, const struct conv_shape *s,
@@ -94,12 +102,32 @@ static struct cuda_conv *conv_find(struct cuda_dnn *d, const struct conv_shape *
     return c;
 }
 
+/* What the pass is called in the table of choices: all that decides which engines there are and what they do.
+ */
+static char *key_of(const struct cuda_conv *c, enum conv_pass pass, enum dtype w_dtype)
+{
+    const struct conv_shape *s = &c->shape;
+    const struct cuda_conv_options *o = &c->options;
+
+    return xasprintf("cudnn %zu %s (%lld, %lld, %lld, %lld) %lldx%lld/%lld pad %lld to %lld groups %lld %s "
+                     "%s%s%s",
+                     cudnnGetVersion(), c->dnn->device, (long long)tuning_rows(o->tuning, s->n),
+                     (long long)s->h, (long long)s->w, (long long)s->ci, (long long)s->kernel,
+                     (long long)s->kernel, (long long)s->stride, (long long)s->pad, (long long)s->co,
+                     (long long)s->groups,
+                     o->dtype == DTYPE_F32 && o->allow_tf32 ? "tf32" : dtype_name(o->dtype), pass_names[pass],
+                     w_dtype != o->dtype ? " to f32" : "", o->deterministic ? "" : " in any order");
+}
+
 static int pass_plan(struct cuda_conv *c, enum conv_pass pass, enum dtype w_dtype, bool no_fallback,
                      struct err *e)
 {
-    const struct conv_problem p = {c->shape, c->options, pass, w_dtype, no_fallback};
+    char *key = c->options.tuning ? key_of(c, pass, w_dtype) : NULL;
+    const struct conv_problem p = {c->shape, c->options, pass, w_dtype, no_fallback, key};
+    const int rc = conv_plan_create(c->dnn->handle, c->dnn->stream, &p, &c->plans[pass], e);
 
-    if (conv_plan_create(c->dnn->handle, c->dnn->stream, &p, &c->plans[pass], e) == 0)
+    free(key);
+    if (rc == 0)
         return 0;
     conv_plan_destroy(&c->plans[pass]);
     return err_wrap(
@@ -180,21 +208,6 @@ enum dtype cuda_conv_grad_dtype(const struct cuda_conv *c)
 const char *cuda_conv_text(const struct cuda_conv *c)
 {
     return c->text;
-}
-
-void cuda_dnn_text(const struct cuda_dnn *d, char *out, size_t size)
-{
-    size_t at = 0;
-
-    if (size)
-        out[0] = 0;
-    for (const struct cuda_conv *c = d->convs; c && at < size; c = c->next)
-        at +=
-            (size_t)snprintf(out + at, size - at, "(%lld, %lld, %lld, %lld) %lldx%lld/%lld to %lld %s: %s\n",
-                             (long long)c->shape.n, (long long)c->shape.h, (long long)c->shape.w,
-                             (long long)c->shape.ci, (long long)c->shape.kernel, (long long)c->shape.kernel,
-                             (long long)c->shape.stride, (long long)c->shape.co, dtype_name(c->options.dtype),
-                             c->text);
 }
 
 /* ------------------------------------------------------------------ running */

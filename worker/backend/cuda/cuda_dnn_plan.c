@@ -1,7 +1,8 @@
 /* cuda_dnn_plan - see cuda_dnn_plan.h. A plan is chosen so: mode A of the heuristics lists engines with
  * settings, most promising first; then the fallback mode, whose engines can do nearly everything. An engine
  * is passed over when its notes say that it does not keep to what was asked, when no plan can be made of it,
- * or when it wants more workspace than the limit.
+ * or when it wants more workspace than the limit. Of those that are left the one is taken that the table of
+ * choices names, or the fastest of the first few, or the first (cuda_dnn.h).
  *
  * Descriptors hold on to each other by reference, as far as the documentation tells: all that a plan was made
  * from live as long as it does. */
@@ -9,6 +10,7 @@
 #include <stdio.h>
 #include <string.h>
 #include "worker/backend/cuda/cuda_util.h"
+#include "worker/engine/tuning.h"
 
 enum {
     MAX_CONFIGS = 64, /* of one mode; in fp32 the first dozens may all be TF32 */
@@ -259,25 +261,6 @@ static int configs_list(desc_t graph, cudnnBackendHeurMode_t mode, desc_t config
     return (int)n;
 }
 
-/* Up to max candidates of one mode; their number. */
-static int candidates_list(cudnnHandle_t handle, desc_t graph, cudnnBackendHeurMode_t mode,
-                           const struct cuda_conv_options *o, struct candidate *out, int max)
-{
-    desc_t configs[MAX_CONFIGS];
-    const int n_configs = configs_list(graph, mode, configs);
-    int n = 0;
-
-    for (int i = 0; i < n_configs; i++) {
-        struct candidate c = {.config = configs[i]};
-
-        if (n < max && config_allowed(c.config, o) && candidate_plan(handle, &c, o->workspace_limit))
-            out[n++] = c;
-        else
-            candidate_destroy(&c);
-    }
-    return n;
-}
-
 /* "eng37_k2=5_k13=1", cuDNN's own way to name a choice. */
 static void config_text(desc_t config, char *out, size_t size)
 {
@@ -309,6 +292,39 @@ static void config_text(desc_t config, char *out, size_t size)
             at += (size_t)snprintf(out + at, size - at, "_k%d=%lld", (int)type, (long long)value);
         cudnnBackendDestroyDescriptor(knobs[i]);
     }
+}
+
+/* Whether the configuration is called so; every one is called NULL. Names are compared before a plan is made,
+ * which may take long. */
+static bool config_is(desc_t config, const char *name)
+{
+    char text[CONV_TEXT_MAX];
+
+    if (!name)
+        return true;
+    config_text(config, text, sizeof(text));
+    return strcmp(text, name) == 0;
+}
+
+/* Up to max candidates of one mode, of that name where one is given; their number. */
+static int candidates_list(cudnnHandle_t handle, desc_t graph, cudnnBackendHeurMode_t mode,
+                           const struct cuda_conv_options *o, const char *name, struct candidate *out,
+                           int max)
+{
+    desc_t configs[MAX_CONFIGS];
+    const int n_configs = configs_list(graph, mode, configs);
+    int n = 0;
+
+    for (int i = 0; i < n_configs; i++) {
+        struct candidate c = {.config = configs[i]};
+
+        if (n < max && config_is(c.config, name) && config_allowed(c.config, o) &&
+            candidate_plan(handle, &c, o->workspace_limit))
+            out[n++] = c;
+        else
+            candidate_destroy(&c);
+    }
+    return n;
 }
 
 /* ------------------------------------------------------------------ running */
@@ -425,11 +441,13 @@ static float candidate_ms(struct stopwatch *w, const struct candidate *c)
     return ms;
 }
 
-/* The index of the fastest; the first when there is no memory to measure, or none of them runs. */
+/* The index of the fastest; the first, with a warning, when there is no memory to measure, or none of them
+ * runs. */
 static int fastest(cudnnHandle_t handle, cudaStream_t stream, const struct conv_problem *p,
                    const struct candidate *c, int n)
 {
     struct stopwatch w = {.handle = handle, .stream = stream};
+    struct err why = ERR_INIT;
     size_t workspace_bytes = 0;
     float best_ms = -1;
     int best = 0, ready;
@@ -437,7 +455,7 @@ static int fastest(cudnnHandle_t handle, cudaStream_t stream, const struct conv_
     for (int i = 0; i < n; i++)
         if (c[i].workspace_bytes > workspace_bytes)
             workspace_bytes = c[i].workspace_bytes;
-    ready = stopwatch_init(&w, p, workspace_bytes, NULL) == 0;
+    ready = stopwatch_init(&w, p, workspace_bytes, &why) == 0;
     for (int i = 0; ready && i < n; i++) {
         const float ms = candidate_ms(&w, &c[i]);
 
@@ -447,23 +465,49 @@ static int fastest(cudnnHandle_t handle, cudaStream_t stream, const struct conv_
         }
     }
     stopwatch_done(&w);
+    if (best_ms < 0)
+        log_warn(tuning_log(p->options.tuning), "%s could not be measured, cuDNN's first engine is taken: %s",
+                 p->key, ready ? "none of the engines runs" : why.msg);
     return best;
+}
+
+/* Of both modes: those of the fallback mode only where mode A has none. */
+static int candidates_find(cudnnHandle_t handle, desc_t graph, const struct conv_problem *p, const char *name,
+                           struct candidate *out, int max)
+{
+    const int n = candidates_list(handle, graph, CUDNN_HEUR_MODE_A, &p->options, name, out, max);
+
+    return n > 0 || p->no_fallback
+               ? n
+               : candidates_list(handle, graph, CUDNN_HEUR_MODE_FALLBACK, &p->options, name, out, max);
+}
+
+/* What is to be chosen from: what the table names; without an entry the first few, where they may be
+ * measured; else the first. */
+static int candidates_get(cudnnHandle_t handle, desc_t graph, const struct conv_problem *p,
+                          struct candidate out[MAX_TIMED])
+{
+    const struct tuning *t = p->options.tuning;
+    const char *name = t ? tuning_lookup(t, p->key) : NULL;
+    const int n = name ? candidates_find(handle, graph, p, name, out, 1) : 0;
+
+    if (n > 0)
+        return n;
+    if (name)
+        log_warn(tuning_log(t), "cuDNN does not offer %s for %s: its first engine is taken", name, p->key);
+    return candidates_find(handle, graph, p, NULL, out, t && !name && tuning_measures(t) ? MAX_TIMED : 1);
 }
 
 int conv_plan_create(cudnnHandle_t handle, cudaStream_t stream, const struct conv_problem *p,
                      struct conv_plan *plan, struct err *e)
 {
-    const bool timed = p->options.timed && !p->options.deterministic;
-    const int max = timed ? MAX_TIMED : 1;
     struct candidate c[MAX_TIMED];
     desc_t graph;
     int n, best;
 
     if (graph_create(handle, plan, p, &graph, e) < 0)
         return -1;
-    n = candidates_list(handle, graph, CUDNN_HEUR_MODE_A, &p->options, c, max);
-    if (n == 0 && !p->no_fallback)
-        n = candidates_list(handle, graph, CUDNN_HEUR_MODE_FALLBACK, &p->options, c, max);
+    n = candidates_get(handle, graph, p, c);
     if (n == 0)
         return err_set(e, "cuDNN has no engine for it within %zu MiB of workspace%s%s",
                        p->options.workspace_limit >> 20, p->options.deterministic ? ", deterministic" : "",
@@ -472,6 +516,8 @@ int conv_plan_create(cudnnHandle_t handle, cudaStream_t stream, const struct con
     plan->plan = c[best].plan;
     plan->workspace_bytes = c[best].workspace_bytes;
     config_text(c[best].config, plan->text, sizeof(plan->text));
+    if (p->options.tuning)
+        tuning_record(p->options.tuning, p->key, plan->text);
     ASSERT(plan->n_descs < CONV_DESCS);
     plan->descs[plan->n_descs++] = c[best].config;
     c[best] = (struct candidate){0};

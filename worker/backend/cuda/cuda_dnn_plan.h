@@ -24,6 +24,7 @@ struct conv_problem {
     enum conv_pass pass;
     enum dtype w_dtype; /* options.dtype but for a gradient of weights in fp32 */
     bool no_fallback;   /* only engines that the heuristics recommend */
+    const char *key;    /* in options.tuning; NULL without one */
 };
 
 enum { CONV_X, CONV_W, CONV_Y, CONV_WORKSPACE, N_CONV_PTRS };

@@ -254,9 +254,8 @@ __global__ void __launch_bounds__(THREADS)
     }
 }
 
-__global__ void __launch_bounds__(THREADS)
-    flat_ema_sweep(float *ema, const float *w, int64_t n, float decay, float rest,
-                   const struct step_scalars *s, bool whole)
+__global__ void __launch_bounds__(THREADS) flat_ema_sweep(float *ema, const float *w, int64_t n, float rest,
+                                                          const struct step_scalars *s, bool whole)
 {
     if (skips(s))
         return;
@@ -268,7 +267,7 @@ __global__ void __launch_bounds__(THREADS)
         load_pack(w, j, n, whole, 0.0f, v);
         UNROLL
         for (int k = 0; k < W; k++)
-            e[k] = decay * e[k] + rest * v[k];
+            e[k] += rest * (v[k] - e[k]);
         store_pack(ema, j, n, whole, e);
     }
 }
@@ -383,8 +382,8 @@ cudaError_t flat_ema(float *ema, const float *w, int64_t n, double decay, const 
         return cudaErrorInvalidValue;
     if (n == 0)
         return cudaSuccess;
-    BF_LAUNCH(flat_ema_sweep, sweep_blocks(n), THREADS, 0, stream, ema, w, n, (float)decay,
-              (float)(1 - decay), s, aligned(ema, 16) && aligned(w, 16));
+    BF_LAUNCH(flat_ema_sweep, sweep_blocks(n), THREADS, 0, stream, ema, w, n, (float)(1 - decay), s,
+              aligned(ema, 16) && aligned(w, 16));
     return cudaGetLastError();
 }
 
