@@ -65,8 +65,12 @@ static struct comm *open_mpi(const struct launcher *l, int *argc, char ***argv, 
 static struct comm *open_tcp(const struct launcher *l, const char *run_dir, struct err *e)
 {
     char name[96];
-    const struct comm_tcp_config cfg = {
-        .dir = run_dir, .name = name, .rank = l->rank, .size = l->size, .timeout_ms = COMM_TIMEOUT_MS};
+    const struct comm_tcp_config cfg = {.dir = run_dir,
+                                        .name = name,
+                                        .rank = l->rank,
+                                        .size = l->size,
+                                        .meet_ms = COMM_TIMEOUT_MS,
+                                        .timeout_ms = COMM_TIMEOUT_MS};
 
     snprintf(name, sizeof name, ".ranks-%s", l->step);
     return fs_mkdir_p(run_dir, e) < 0 ? NULL : comm_tcp_create(&cfg, e);

@@ -77,10 +77,12 @@ static int of_slurm(struct launcher *l, struct err *e)
         step_part("SLURM_STEP_ID", NULL, &step, e) < 0 ||
         step_part("SLURM_RESTART_COUNT", "0", &restart, e) < 0)
         return -1;
-    if (l->rank >= l->size)
-        return err_set_kind(e, ERR_USAGE,
-                            "SLURM_PROCID: %d found, less than SLURM_STEP_NUM_TASKS=%d is accepted", l->rank,
-                            l->size);
+    if (l->rank >= l->size) {
+        err_set_kind(e, ERR_USAGE, "SLURM_PROCID: %d found, less than SLURM_STEP_NUM_TASKS=%d is accepted",
+                     l->rank, l->size);
+        l->rank = 0; /* nobody else finds it */
+        return -1;
+    }
     snprintf(l->step, sizeof l->step, "%s.%s.%s", job, step, restart);
     return 0;
 }
