@@ -36,12 +36,19 @@ enum run_exit run_exit_of(const struct err *e)
     case ERR_SPEC:
         return RUN_USAGE;
     case ERR_PEER_LOST:
-        return RUN_PEER_LOST;
+        return e->code ? (enum run_exit)e->code : RUN_PEER_LOST;
     case ERR_INTERRUPTED:
         return RUN_STOPPED;
     default:
         return RUN_FAILED;
     }
+}
+
+static void say(struct run *r, enum log_level level, const char *text)
+{
+    if (r->claimed)
+        log_write(&r->log, level, "%s", text);
+    log_write(&r->console, level, "%s", text);
 }
 
 /* Collective. */
@@ -123,6 +130,8 @@ static int open_trainer(struct run *r, struct err *e)
 
     log_info(&r->log, "job \"%s\" (%s), version %s, %d ranks, %d threads a rank, pid %ld", cfg->spec->name,
              cfg->task->name, BF_VERSION, cfg->comm->size, r->n_threads, (long)getpid());
+    if (r->rank0 && cfg->comm->ops->note)
+        say(r, r->device_comm == cfg->comm ? LOG_WARN : LOG_INFO, cfg->comm->ops->note);
     if (!(r->trainer = trainer_create(&tc, e)))
         return -1;
     /* A run that goes on has its checkpoint now: only a spec that fits may take the place of the old one. */
@@ -162,13 +171,6 @@ static int write_result(struct run *r, const char *status, const char *reason, b
     return rc;
 }
 
-static void say(struct run *r, enum log_level level, const char *text)
-{
-    if (r->claimed)
-        log_write(&r->log, level, "%s", text);
-    log_write(&r->console, level, "%s", text);
-}
-
 /* A spec or command line that does not fit the run in the directory says nothing about that run. */
 static bool leaves_alone(const struct run *r, const struct err *e)
 {
@@ -196,7 +198,9 @@ static enum run_exit fail_together(struct run *r, const struct err *e)
 static enum run_exit fail_alone(struct run *r, struct err *e)
 {
     struct err later = ERR_INIT;
-    bool tells = r->rank0 || e->kind != ERR_PEER_LOST;
+    /* By the rank that gave up, in the result, too; of a peer that it lost rank 0 must tell. */
+    bool told = e->kind == ERR_PEER_LOST && e->code && e->code != RUN_PEER_LOST;
+    bool tells = (r->rank0 && !told) || e->kind != ERR_PEER_LOST;
 
     if (r->cfg.comm->size > 1)
         err_wrap(e, "rank %d", r->cfg.comm->rank);
