@@ -370,7 +370,7 @@ static void tally_now(struct timeline *tl, const struct gang *g)
         if (s->slots <= 0 || (g->gpus_per_rank && s->gpus <= 0))
             continue; /* a start has filled it */
         o->v[kept++] = n;
-        if (s->gpus >= g->gpus_per_rank)
+        if (!g->gpus_per_rank || s->gpus >= g->gpus_per_rank)
             tally_set(tl, g, n, timeline_room(tl, g, n, tl->now));
     }
     o->n = kept;
@@ -476,10 +476,22 @@ int32_t timeline_who_ends(struct timeline *tl, const struct sched_piece *pieces,
     return who;
 }
 
+/* Whose promise is the first to leave less room on the node than `ranks`. */
+static int32_t who_narrows(struct timeline *tl, const struct gang *g, int32_t node, int32_t ranks)
+{
+    const struct line *l = timeline_line(tl, node);
+    int64_t end = g->run_ms >= TIMELINE_FOREVER ? INT64_MAX : tl->now + g->run_ms;
+
+    for (int32_t k = 1; k < l->n && l->v[k].t < end; k++)
+        if (l->v[k].begins != TIMELINE_NOBODY &&
+            ranks_in(l->v[k].slots, l->v[k].gpus, g->gpus_per_rank) < ranks)
+            return l->v[k].begins;
+    return TIMELINE_NOBODY;
+}
+
 int32_t timeline_who_is_promised(struct timeline *tl, const struct gang *g)
 {
     struct gang instant = *g;
-    int64_t until = g->run_ms >= TIMELINE_FOREVER ? INT64_MAX : tl->now + g->run_ms;
     int32_t who = TIMELINE_NOBODY;
 
     instant.run_ms = 1;
@@ -487,12 +499,9 @@ int32_t timeline_who_is_promised(struct timeline *tl, const struct gang *g)
     if (!timeline_tally_fits(tl, &instant))
         return TIMELINE_NOBODY;
     for (int32_t i = 0; i < tl->n_seen; i++) {
-        int32_t n = tl->seen[i];
-        const struct line *l = timeline_line(tl, n);
-        if (timeline_room(tl, g, n, tl->now) >= tl->room[n].ranks)
-            continue;
-        for (int32_t k = 1; k < l->n && l->v[k].t < until; k++)
-            who = lower_who(who, l->v[k].begins);
+        int32_t n = tl->seen[i], ranks = tl->room[n].ranks;
+        if (timeline_room(tl, g, n, tl->now) < ranks)
+            who = lower_who(who, who_narrows(tl, g, n, ranks < g->ranks ? ranks : g->ranks));
     }
     return who;
 }
