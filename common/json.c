@@ -105,14 +105,6 @@ cJSON *json_read_file(const char *path, size_t max_bytes, struct err *e)
     return v;
 }
 
-char *json_text(const cJSON *v)
-{
-    char *s = cJSON_PrintUnformatted(v);
-
-    ASSERT(s);
-    return s;
-}
-
 char *json_text_pretty(const cJSON *v)
 {
     char *s = cJSON_Print(v);
