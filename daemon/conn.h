@@ -28,6 +28,7 @@ struct conn {
     uv_pipe_t pipe;
     uv_write_t write;
     struct conn *next, **prev;
+    struct conn *next_in_bucket; /* the server's index by id */
     struct daemon *daemon;
     uint64_t id;
     struct frame frame;
