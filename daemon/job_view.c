@@ -25,7 +25,7 @@ static const struct progress *progress_of(const struct daemon *d, const struct j
 {
     const struct progress *live = actions_latest(d->actions, job->id);
 
-    return live ? live : job->has_progress ? &job->progress : NULL;
+    return live ? live : job->progress;
 }
 
 cJSON *job_view_summary(const struct daemon *d, const struct job *job)
