@@ -26,11 +26,14 @@ enum { CLI_CALL_MS = 30000 };
 /* One struct for all commands; each command's table says which it takes. */
 struct cli_options {
     bool help, version, json;
-    char *address;
+    char *address, *ca;
     struct conf_list set;   /* run, submit, validate, estimate */
     bool watch;             /* submit */
     char *idempotency_key;  /* submit */
-    char *state, *user;     /* list */
+    char *state;            /* list */
+    char *user;             /* list, token */
+    char *role, *expires;   /* token */
+    char *note;             /* token */
     int64_t limit;          /* list; 0 = all */
     bool follow;            /* logs */
     char *rank;             /* logs; a number or "launcher" */
@@ -74,6 +77,7 @@ extern const struct cli_command cmd_run_commands[];
 extern const struct cli_command cmd_verify_commands[];
 extern const struct cli_command cmd_diff_commands[];
 extern const struct cli_command cmd_estimate_commands[];
+extern const struct cli_command cmd_token_commands[];
 
 /* Options that several files use. */
 #define CLI_OPTION_SET                                                                                       \

@@ -1,9 +1,9 @@
 /* cmd_data - commands about what a job reads and writes: validate logs metrics. */
+#include "cli/connect.h"
 #include "cli/follow.h"
 #include "cli/output.h"
 #include "cli/spec_arg.h"
 #include "common/json.h"
-#include "proto/client.h"
 
 #include <math.h>
 #include <poll.h>
@@ -160,7 +160,7 @@ static int cmd_logs(struct cli *cli, struct err *e)
     if (cli->opts.follow)
         follow_block_signals();
     char *address = cli_address(cli);
-    struct client *c = client_connect(address, e);
+    struct client *c = connect_to(address, cli->opts.ca, e);
     int rc = -1;
     if (c)
         rc = show_logs(cli, c, params, e);

@@ -1,11 +1,11 @@
 /* cmd_job - commands about jobs: submit list show watch cancel pause resume requeue checkpoint explain. */
+#include "cli/connect.h"
 #include "cli/follow.h"
 #include "cli/output.h"
 #include "cli/result.h"
 #include "cli/submit.h"
 #include "common/clock.h"
 #include "common/json.h"
-#include "proto/client.h"
 
 #include <math.h>
 #include <stddef.h>
@@ -52,7 +52,11 @@ static const char *run_dir_of(const cJSON *job)
 /* Watches until the end, prints the outcome to `out`. */
 static int follow_and_print(struct cli *cli, const char *address, int64_t id, FILE *out, struct err *e)
 {
-    struct follow cfg = {.address = address, .id = id, .json = cli->opts.json, .reconnect_ms = RECONNECT_MS};
+    struct follow cfg = {.address = address,
+                         .ca = cli->opts.ca,
+                         .id = id,
+                         .json = cli->opts.json,
+                         .reconnect_ms = RECONNECT_MS};
     struct follow_end end;
 
     follow_block_signals();
@@ -102,7 +106,7 @@ static void print_ids(const struct cli *cli, int64_t id, int64_t n)
 static int submit_checked(struct cli *cli, const struct spec_arg *arg, struct err *e)
 {
     char *address = cli_address(cli);
-    struct client *c = client_connect(address, e);
+    struct client *c = connect_to(address, cli->opts.ca, e);
     int64_t id = 0, n = 0;
     int rc = c ? submit_spec(cli, c, arg, cli->opts.idempotency_key, &id, &n, e) : -1;
 

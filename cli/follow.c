@@ -6,10 +6,10 @@
  * backwards.
  */
 #include "cli/follow.h"
+#include "cli/connect.h"
 #include "cli/output.h"
 #include "common/clock.h"
 #include "common/json.h"
-#include "proto/client.h"
 
 #include <poll.h>
 #include <signal.h>
@@ -132,7 +132,7 @@ static int subscribe(struct watch *w, struct err *e)
 {
     cJSON *params = cJSON_CreateObject();
 
-    w->client = client_connect(w->cfg->address, e);
+    w->client = connect_to(w->cfg->address, w->cfg->ca, e);
     if (!w->client) {
         cJSON_Delete(params);
         return -1;

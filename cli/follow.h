@@ -10,6 +10,7 @@ struct client;
 
 struct follow {
     const char *address;
+    const char *ca; /* as connect_to() takes it */
     int64_t id;
     int64_t since;     /* events after this one; 0 = from the job's first */
     bool json;         /* events as NDJSON on stdout */

@@ -5,9 +5,9 @@
  * a failure is a document too, {"error": …}, so that a script always gets one.
  */
 #include "cli/cli.h"
+#include "cli/connect.h"
 #include "cli/output.h"
 #include "common/json.h"
-#include "proto/client.h"
 
 #include <signal.h>
 #include <stddef.h>
@@ -21,7 +21,9 @@ enum { MAX_ROWS = 24 };
 
 static const struct conf_option global_rows[] = {
     {"address", 0, CONF_STR, OPT(address), "ADDR", NULL, 0, 0,
-     "where the coordinator listens: unix:PATH [$BATCHFORMER_ADDRESS]"},
+     "where the coordinator listens: unix:PATH or tcp:HOST:PORT [$BATCHFORMER_ADDRESS]"},
+    {"ca", 0, CONF_STR, OPT(ca), "FILE", NULL, 0, 0,
+     "certificates (PEM) that a tcp: coordinator may have its own from [$BATCHFORMER_CA]"},
     {"json", 0, CONF_FLAG, OPT(json), NULL, NULL, 0, 0,
      "one JSON document on stdout, one a line for streams"},
     {"help", 'h', CONF_FLAG, OPT(help), NULL, NULL, 0, 0, "show help and exit"},
@@ -36,8 +38,8 @@ static const struct cli_command later_commands[] = {
 };
 
 static const struct cli_command *const tables[] = {
-    cmd_run_commands,    cmd_job_commands,  cmd_data_commands,     cmd_daemon_commands,
-    cmd_verify_commands, cmd_diff_commands, cmd_estimate_commands, later_commands,
+    cmd_run_commands,  cmd_job_commands,      cmd_data_commands,  cmd_daemon_commands, cmd_verify_commands,
+    cmd_diff_commands, cmd_estimate_commands, cmd_token_commands, later_commands,
 };
 
 enum { N_TABLES = sizeof tables / sizeof *tables, MAX_COMMANDS = 64 };
@@ -132,7 +134,7 @@ cJSON *cli_id_params(const struct cli *cli, struct err *e)
 cJSON *cli_call(struct cli *cli, const char *method, cJSON *params, struct err *e)
 {
     char *address = cli_address(cli);
-    struct client *c = client_connect(address, e);
+    struct client *c = connect_to(address, cli->opts.ca, e);
     cJSON *result = NULL;
 
     if (c)
@@ -179,7 +181,7 @@ static int command_index(int argc, char **argv)
     int i = 1;
 
     while (i < argc && argv[i][0] == '-')
-        i += strcmp(argv[i], "--address") == 0 ? 2 : 1;
+        i += strcmp(argv[i], "--address") == 0 || strcmp(argv[i], "--ca") == 0 ? 2 : 1;
     return i < argc ? i : argc;
 }
 

@@ -240,6 +240,84 @@ void conf_print_help(const struct conf_option *rows, size_t n_rows, int fd)
     }
 }
 
+/* --- values --- */
+
+static void list_text(const struct conf_list *l, char *out, size_t size)
+{
+    size_t at = (size_t)snprintf(out, size, "[");
+
+    for (size_t i = 0; i < l->n_items && at < size; i++)
+        at += (size_t)snprintf(out + at, size - at, "%s%s", i ? ", " : "", l->items[i]);
+    if (at < size)
+        snprintf(out + at, size - at, "]");
+}
+
+void conf_value_text(const struct conf_option *row, const void *opts, char *out, size_t size)
+{
+    const void *field = (const char *)opts + row->offset;
+    const char *s;
+
+    switch (row->type) {
+    case CONF_FLAG:
+        snprintf(out, size, "%s", *(const bool *)field ? "true" : "false");
+        break;
+    case CONF_STR:
+        s = *(char *const *)field;
+        snprintf(out, size, "%s", s ? s : "none");
+        break;
+    case CONF_INT:
+        snprintf(out, size, "%lld", (long long)*(const int64_t *)field);
+        break;
+    case CONF_LIST:
+        list_text(field, out, size);
+        break;
+    }
+}
+
+static bool list_equal(const struct conf_list *a, const struct conf_list *b)
+{
+    if (a->n_items != b->n_items)
+        return false;
+    for (size_t i = 0; i < a->n_items; i++)
+        if (strcmp(a->items[i], b->items[i]) != 0)
+            return false;
+    return true;
+}
+
+bool conf_value_equal(const struct conf_option *row, const void *a, const void *b)
+{
+    const void *x = (const char *)a + row->offset, *y = (const char *)b + row->offset;
+    const char *s, *t;
+
+    switch (row->type) {
+    case CONF_FLAG:
+        return *(const bool *)x == *(const bool *)y;
+    case CONF_STR:
+        s = *(char *const *)x;
+        t = *(char *const *)y;
+        return s && t ? strcmp(s, t) == 0 : s == t;
+    case CONF_INT:
+        return *(const int64_t *)x == *(const int64_t *)y;
+    case CONF_LIST:
+        return list_equal(x, y);
+    }
+    return true;
+}
+
+void conf_value_swap(const struct conf_option *row, void *a, void *b)
+{
+    static const size_t sizes[] = {[CONF_FLAG] = sizeof(bool),
+                                   [CONF_STR] = sizeof(char *),
+                                   [CONF_INT] = sizeof(int64_t),
+                                   [CONF_LIST] = sizeof(struct conf_list)};
+    char old[sizeof(struct conf_list)];
+    size_t n = sizes[row->type];
+
+    memcpy(old, (char *)a + row->offset, n);
+    memcpy((char *)a + row->offset, (char *)b + row->offset, n);
+    memcpy((char *)b + row->offset, old, n);
+}
+
 void conf_free(const struct conf_option *rows, size_t n_rows, void *opts)
 {
     for (size_t i = 0; i < n_rows; i++) {

@@ -56,6 +56,15 @@ int conf_from_args(const struct conf_option *rows, size_t n_rows, void *opts, in
 /* Prints the option rows of --help. */
 void conf_print_help(const struct conf_option *rows, size_t n_rows, int fd);
 
+/* The value of a row as text: "true", "15000", "a string", "[a, b]"; "none" for a string that is not set. */
+void conf_value_text(const struct conf_option *row, const void *opts, char *out, size_t size);
+
+/* Is the row's value the same in both? */
+bool conf_value_equal(const struct conf_option *row, const void *a, const void *b);
+
+/* Exchanges the row's value between the two. */
+void conf_value_swap(const struct conf_option *row, void *a, void *b);
+
 /* Frees what the rows own. */
 void conf_free(const struct conf_option *rows, size_t n_rows, void *opts);
 

@@ -56,10 +56,14 @@ int fs_mkdir_p(const char *path, struct err *e)
 int fs_read_file(const char *path, size_t max_bytes, char **out, size_t *len, struct err *e)
 {
     int fd = open(path, O_RDONLY | O_CLOEXEC);
+
+    return fd < 0 ? err_set_errno(e, "%s", path) : fs_read_fd(fd, path, max_bytes, out, len, e);
+}
+
+int fs_read_fd(int fd, const char *path, size_t max_bytes, char **out, size_t *len, struct err *e)
+{
     struct stat st;
 
-    if (fd < 0)
-        return err_set_errno(e, "%s", path);
     if (fstat(fd, &st) < 0 || S_ISDIR(st.st_mode)) {
         close(fd);
         return err_set(e, "%s is a directory, not a file", path);
@@ -114,9 +118,9 @@ int fs_fsync_dir(const char *dir, struct err *e)
     return rc;
 }
 
-static int write_synced(const char *path, const void *data, size_t n, struct err *e)
+static int write_synced(const char *path, mode_t mode, const void *data, size_t n, struct err *e)
 {
-    int fd = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
+    int fd = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW, mode);
 
     if (fd < 0)
         return err_set_errno(e, "creating %s", path);
@@ -130,10 +134,10 @@ static int write_synced(const char *path, const void *data, size_t n, struct err
     return rc;
 }
 
-int fs_atomic_replace(const char *path, const void *data, size_t n, struct err *e)
+static int replace(const char *path, mode_t mode, const void *data, size_t n, struct err *e)
 {
     char *tmp = xasprintf("%s.tmp.%ld", path, (long)getpid());
-    int rc = write_synced(tmp, data, n, e);
+    int rc = write_synced(tmp, mode, data, n, e);
 
     if (rc == 0 && rename(tmp, path) < 0)
         rc = err_set_errno(e, "renaming %s to %s", tmp, path);
@@ -146,6 +150,16 @@ int fs_atomic_replace(const char *path, const void *data, size_t n, struct err *
     rc = fs_fsync_dir(dir, e);
     free(dir);
     return rc;
+}
+
+int fs_atomic_replace(const char *path, const void *data, size_t n, struct err *e)
+{
+    return replace(path, 0666, data, n, e);
+}
+
+int fs_atomic_replace_private(const char *path, const void *data, size_t n, struct err *e)
+{
+    return replace(path, 0600, data, n, e);
 }
 
 int fs_remove_tree(const char *path, struct err *e)

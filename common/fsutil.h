@@ -15,9 +15,15 @@ int fs_mkdir_p(const char *path, struct err *e);
 /* Reads a whole file of at most max_bytes; *out is malloc'ed and NUL-terminated, the caller frees it. */
 int fs_read_file(const char *path, size_t max_bytes, char **out, size_t *len, struct err *e);
 
+/* The same of an open file, from where it stands; `path` is for messages. Closes it. */
+int fs_read_fd(int fd, const char *path, size_t max_bytes, char **out, size_t *len, struct err *e);
+
 /* Writes path.tmp, fsyncs, renames over path, fsyncs the directory: a reader sees the old file or the new
  * one. */
 int fs_atomic_replace(const char *path, const void *data, size_t n, struct err *e);
+
+/* The same for a file that only its owner may read. */
+int fs_atomic_replace_private(const char *path, const void *data, size_t n, struct err *e);
 
 /* fsync of a directory, so that a rename or create in it survives a crash. */
 int fs_fsync_dir(const char *dir, struct err *e);

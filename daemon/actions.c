@@ -3,10 +3,13 @@
  * At a start the order is: placement → journal "starting" (token, attempt) → durable → run directory →
  * launcher → journal "started" (process). A coordinator that dies in between leaves a "starting" without a
  * process; the next one looks for processes that carry the token before it starts the same attempt again
- * (take_up_starting).
+ * (take_up_starting). Where the disk has no room for the run directory, the decision stands and the launch is
+ * tried again every RETRY_MS.
  */
 #include "daemon/actions.h"
 #include "common/clock.h"
+#include "common/fault.h"
+#include "daemon/confine.h"
 #include "daemon/conn.h"
 #include "daemon/planner.h"
 #include "daemon/run.h"
@@ -17,6 +20,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+
+enum { RETRY_MS = 1000 };
 
 /* --- starting --- */
 
@@ -49,17 +54,35 @@ static int start_attempt(struct daemon *d, const struct job *job, const char *di
                                 .attempt = job->attempt,
                                 .n_ranks = job->held_ranks,
                                 .place = &job->place,
+                                .uid = job->uid,
                                 .run_dir = dir,
                                 .token = job->token};
+    struct run_dir_attempt at = {job->id, job->attempt, job->held_ranks, job->uid};
     char *spec = store_spec(d->store, job->id, e);
     int rc = -1;
 
-    if (spec && run_dir_prepare(dir, spec, job->id, job->attempt, job->held_ranks, e) == 0) {
+    if (fault_hit("actions.launch", &d->actions->launch_fault)) {
+        err_set_kind(e, ERR_NO_SPACE, "%s: fault injected", dir);
+    } else if (spec && confine_check(d->options, job->uid, spec, e) == 0 &&
+               run_dir_prepare(dir, spec, &at, e) == 0) {
+        (void)fault_hit("actions.prepared", &d->actions->prepared_fault);
         rq.resume = job->attempt > 1 || run_dir_has_run(dir);
         rc = d->launcher->ops->start(d->launcher, &rq, process, e);
     }
     free(spec);
     return rc;
+}
+
+static void on_retry(uv_timer_t *t);
+
+static void wait_for_room(struct actions *a, struct run *r, const struct err *e)
+{
+    if (!r->waits)
+        log_warn(&a->daemon->log, "job %lld: its start waits for room on the disk: %s", (long long)r->job,
+                 e->msg);
+    r->waits = true;
+    snprintf(r->waits_for, sizeof r->waits_for, "%.255s", e->msg);
+    uv_timer_start(&a->retry, on_retry, RETRY_MS, 0);
 }
 
 static void launch(struct actions *a, const struct job *job)
@@ -72,14 +95,27 @@ static void launch(struct actions *a, const struct job *job)
 
     if (!r)
         r = run_create(a, job);
-    if (start_attempt(d, job, dir, &process, &e) < 0) {
-        r->ended = true;
-        fail_start(d, job, &e);
-    } else {
+    if (start_attempt(d, job, dir, &process, &e) == 0) {
+        r->waits = false;
+        (void)fault_hit("actions.launched", &a->launched_fault);
         tell_started(d, job, &process);
         run_watch_limit(r, job);
+    } else if (e.kind == ERR_NO_SPACE) {
+        wait_for_room(a, r, &e);
+    } else {
+        r->ended = true;
+        fail_start(d, job, &e);
     }
     free(dir);
+}
+
+static void on_retry(uv_timer_t *t)
+{
+    struct actions *a = t->data;
+
+    for (struct run *r = a->runs; r && !a->daemon->stopping; r = r->next)
+        if (r->waits)
+            launch(a, jobs_find(&a->daemon->jobs, r->job));
 }
 
 /* --- events --- */
@@ -154,10 +190,10 @@ static void adopt(struct actions *a, const struct job *job, const struct job_pro
 static void take_up_starting(struct actions *a, const struct job *job)
 {
     struct daemon *d = a->daemon;
-    struct launch_request rq = {.job = job->id, .attempt = job->attempt, .token = job->token};
+    char *dir = run_dir_path(d->options->state_dir, job->id);
+    struct launch_request rq = {.job = job->id, .attempt = job->attempt, .token = job->token, .run_dir = dir};
     struct job_process process = {0};
     struct run_result result;
-    char *dir = run_dir_path(d->options->state_dir, job->id);
     enum launch_found found = d->launcher->ops->find(d->launcher, &rq, &process);
 
     if (found == LAUNCH_FOUND) {
@@ -198,7 +234,14 @@ struct actions *actions_create(struct daemon *d)
 
     a->daemon = d;
     a->planner = planner_create(d);
+    uv_timer_init(&d->loop, &a->retry);
+    a->retry.data = a;
     return a;
+}
+
+static void on_closed(uv_handle_t *h)
+{
+    free(h->data);
 }
 
 void actions_destroy(struct actions *a)
@@ -208,7 +251,7 @@ void actions_destroy(struct actions *a)
     while (a->runs)
         run_release(a, a->runs);
     planner_destroy(a->planner);
-    free(a);
+    uv_close((uv_handle_t *)&a->retry, on_closed);
 }
 
 void actions_round_done(struct actions *a)
@@ -254,6 +297,13 @@ const cJSON *actions_latest_metrics(const struct actions *a, int64_t job)
     const struct run *r = run_find(a, job);
 
     return r ? r->metrics : NULL;
+}
+
+const char *actions_waits_for(const struct actions *a, int64_t job)
+{
+    const struct run *r = run_find(a, job);
+
+    return r && r->waits ? r->waits_for : NULL;
 }
 
 bool actions_command(struct actions *a, int64_t job, const char *command)

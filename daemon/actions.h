@@ -56,6 +56,9 @@ const struct progress *actions_latest(const struct actions *a, int64_t job);
 /* The latest metrics by kind: {kind: {step, epoch, values}}; NULL when there are none. Borrowed. */
 const cJSON *actions_latest_metrics(const struct actions *a, int64_t job);
 
+/* Why a start that was decided has not happened yet: the disk has no room. NULL when it is not so. */
+const char *actions_waits_for(const struct actions *a, int64_t job);
+
 /* Tells rank 0 "checkpoint". False when nobody reports for the job. */
 bool actions_command(struct actions *a, int64_t job, const char *command);
 

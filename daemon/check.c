@@ -73,32 +73,36 @@ static void set_broken(struct check *c, int64_t job)
     c->broken[c->n_broken++] = job;
 }
 
-static int apply(struct check *c, struct job_event *ev, const char *data, struct err *e)
+/* The job after the event; NULL when the event cannot be read or is not possible. */
+static const struct job *apply(struct check *c, struct job_event *ev, const char *data, struct err *e)
 {
     cJSON *v = json_parse(data, strlen(data), e);
     int rc = v ? job_event_from_journal(v, ev, e) : -1;
 
     const struct job *job = rc < 0 ? NULL : jobs_apply(&c->jobs, ev, e);
     cJSON_Delete(v);
-    if (job && job->state != ev->state)
-        return err_set(e, "it says that the job is %s then, but it is %s", job_state_name(ev->state),
-                       job_state_name(job->state));
-    return job ? 0 : -1;
+    return job;
 }
 
-static int on_event(void *ctx, int64_t seq, int64_t job, int64_t time_ms, const char *data, struct err *e)
+static int on_event(void *ctx, int64_t seq, int64_t id, int64_t time_ms, const char *data, struct err *e)
 {
     struct check *c = ctx;
-    struct job_event ev = {.seq = seq, .job = job, .time_ms = time_ms};
+    struct job_event ev = {.seq = seq, .job = id, .time_ms = time_ms};
     struct err why = ERR_INIT;
 
     (void)e;
     c->n_events++;
-    if (is_broken(c, job) || apply(c, &ev, data, &why) == 0)
+    if (is_broken(c, id))
         return 0;
-    set_broken(c, job);
-    fault(c, RESTORE "; the coordinator does not start with it", "event %lld of job %lld: %s", (long long)seq,
-          (long long)job, why.msg);
+    const struct job *job = apply(c, &ev, data, &why);
+    if (!job) {
+        set_broken(c, id);
+        fault(c, RESTORE "; the coordinator does not start with it", "event %lld of job %lld: %s",
+              (long long)seq, (long long)id, why.msg);
+    } else if (job->state != ev.state) {
+        fault(c, RESTORE, "event %lld of job %lld: it says that the job is %s then, but it is %s",
+              (long long)seq, (long long)id, job_state_name(ev.state), job_state_name(job->state));
+    }
     return 0;
 }
 

@@ -9,6 +9,7 @@
 #include "common/clock.h"
 #include "common/fsutil.h"
 #include "daemon/actions.h"
+#include "daemon/notify.h"
 #include "daemon/run_dir.h"
 #include "daemon/server.h"
 #include "daemon/state_dir.h"
@@ -17,6 +18,7 @@
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 enum { FLUSH_MS = 2000 };
@@ -31,12 +33,34 @@ static void on_applied(void *ctx, struct job *job, const struct job_event *ev)
     actions_applied(d->actions, job, ev);
 }
 
+static void tell_status(struct daemon *d)
+{
+    const int64_t *n = d->jobs.counts;
+    const char *trouble = journal_trouble(d->journal);
+
+    if (trouble)
+        notify_status(d->notify, "events cannot be written: %s", trouble);
+    else
+        notify_status(d->notify, "%s%lld queued, %lld running, %lld of %lld slots in use",
+                      d->stopping   ? "shutting down: "
+                      : d->draining ? "draining: "
+                                    : "",
+                      (long long)n[JOB_QUEUED], (long long)(n[JOB_STARTING] + n[JOB_RUNNING]),
+                      (long long)d->jobs.held_ranks, (long long)d->options->slots);
+}
+
 static void on_round_done(void *ctx)
 {
     struct daemon *d = ctx;
 
     watch_pump_all(d);
     actions_round_done(d->actions);
+    tell_status(d);
+}
+
+static void on_round_failed(void *ctx)
+{
+    tell_status(ctx);
 }
 
 /* A database that was lost or restored from an older copy must not give an id whose run is on disk. */
@@ -44,14 +68,17 @@ static int open_store(struct daemon *d, struct err *e)
 {
     char *path = fs_join(d->options->state_dir, "state.db");
 
+    mode_t before = umask(077); /* it holds tokens */
     d->store = store_open(path, e);
+    umask(before);
     free(path);
     return d->store ? store_skip_ids(d->store, run_dir_max_id(d->options->state_dir), e) : -1;
 }
 
 static int open_journal(struct daemon *d, struct err *e)
 {
-    struct journal_listener listener = {.ctx = d, .applied = on_applied, .round_done = on_round_done};
+    struct journal_listener listener = {
+        .ctx = d, .applied = on_applied, .round_done = on_round_done, .round_failed = on_round_failed};
 
     d->journal = journal_create(&d->loop, d->store, &d->jobs, &d->log, listener, e);
     return d->journal
@@ -74,7 +101,8 @@ static int make_launcher(struct daemon *d, struct err *e)
                                               .listener = actions_launch_listener(d),
                                               .mpirun = o->mpirun,
                                               .worker = o->worker,
-                                              .address = o->listen.items[0],
+                                              .address = o->link_address,
+                                              .guest_address = o->guest_link_address,
                                               .host = d->host,
                                               .launch_agent = o->launch_agent,
                                               .hang_ms = o->hang_ms};
@@ -94,8 +122,10 @@ static void finish(struct daemon *d)
     server_destroy(d->server);
     actions_destroy(d->actions);
     launcher_destroy(d->launcher);
+    notify_destroy(d->notify);
     uv_close((uv_handle_t *)&d->on_term, NULL);
     uv_close((uv_handle_t *)&d->on_int, NULL);
+    uv_close((uv_handle_t *)&d->on_hup, NULL);
     uv_close((uv_handle_t *)&d->flush, NULL);
     if (d->has_lifeline)
         uv_close(&d->lifeline.handle, NULL);
@@ -135,9 +165,11 @@ void daemon_stop(struct daemon *d, bool cancel, const char *why)
              again    ? "leaving at once"
              : cancel ? "cancelling what runs"
                       : "what runs goes on");
+    notify_stopping(d->notify);
     d->draining = true;
     d->stopping = true;
     d->cancelling = cancel && !again;
+    tell_status(d);
     server_stop_listening(d->server);
     if (d->cancelling)
         actions_cancel_all(d->actions, why);
@@ -152,6 +184,39 @@ static void on_signal(uv_signal_t *s, int signo)
     if (d->options->lifeline && signo == SIGINT)
         return;
     daemon_stop(d, d->options->lifeline, signo == SIGINT ? "SIGINT" : "SIGTERM");
+}
+
+/* --- reload --- */
+
+static void on_change(void *ctx, const char *name, const char *old, const char *new, bool applied)
+{
+    struct daemon *d = ctx;
+
+    if (applied)
+        log_info(&d->log, "reload: %s is %s from now on, it was %s", name, new, old);
+    else
+        log_warn(&d->log, "reload: %s stays %s until a restart, which will make it %s", name, old, new);
+}
+
+static void on_reload(uv_signal_t *s, int signo)
+{
+    struct daemon *d = s->data;
+    struct err e = ERR_INIT;
+
+    (void)signo;
+    if (d->stopping)
+        return;
+    if (!d->options->config) {
+        log_info(&d->log, "reload: there is no config file to read again");
+        return;
+    }
+    notify_reloading(d->notify);
+    log_info(&d->log, "reload: reading %s again", d->options->config);
+    if (options_reload(d->options, on_change, d, &e) < 0)
+        log_error(&d->log, "reload: everything stays as it was: %s", e.msg);
+    d->log.level = d->options->level;
+    d->log.format = d->options->format;
+    notify_ready(d->notify);
 }
 
 /* --- lifeline --- */
@@ -201,10 +266,30 @@ static void init_handles(struct daemon *d)
 {
     uv_signal_init(&d->loop, &d->on_term);
     uv_signal_init(&d->loop, &d->on_int);
+    uv_signal_init(&d->loop, &d->on_hup);
     uv_timer_init(&d->loop, &d->flush);
-    d->on_term.data = d->on_int.data = d->flush.data = d;
+    d->on_term.data = d->on_int.data = d->on_hup.data = d->flush.data = d;
     uv_signal_start(&d->on_term, on_signal, SIGTERM);
     uv_signal_start(&d->on_int, on_signal, SIGINT);
+    uv_signal_start(&d->on_hup, on_reload, SIGHUP);
+}
+
+/* The variables are taken out of the environment, for jobs are not the service. Neither is a private
+ * coordinator the service that its holder runs in. */
+static void init_notify(struct daemon *d)
+{
+    static const char *const names[] = {"NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID"};
+    enum { N = sizeof names / sizeof *names };
+    char *v[N];
+
+    for (int i = 0; i < N; i++) {
+        const char *value = getenv(names[i]);
+        v[i] = value && *value && !d->options->lifeline ? xstrdup(value) : NULL;
+        unsetenv(names[i]);
+    }
+    d->notify = notify_create(&(struct notify_config){&d->loop, &d->log, v[0], v[1], v[2]});
+    for (int i = 0; i < N; i++)
+        free(v[i]);
 }
 
 static int start(struct daemon *d, struct err *e)
@@ -222,15 +307,18 @@ static int start(struct daemon *d, struct err *e)
              BF_VERSION, d->options->state_dir, d->jobs.n, d->jobs.n_active,
              (long long)inventory_slots(&d->inventory), d->inventory.n, d->launcher->ops->name);
     actions_take_up(d->actions);
+    notify_ready(d->notify);
+    tell_status(d);
     return 0;
 }
 
-int daemon_run(const struct options *o, struct err *e)
+int daemon_run(struct options *o, struct err *e)
 {
-    struct daemon d = {.options = o,
-                       .log = {.fd = STDERR_FILENO, .level = o->level, .component = "batchformerd"},
-                       .lock_fd = -1,
-                       .started_ns = clock_mono_ns()};
+    struct daemon d = {
+        .options = o,
+        .log = {.fd = STDERR_FILENO, .level = o->level, .format = o->format, .component = "batchformerd"},
+        .lock_fd = -1,
+        .started_ns = clock_mono_ns()};
     int rc;
 
     if (gethostname(d.host, sizeof d.host - 1) < 0)
@@ -241,6 +329,7 @@ int daemon_run(const struct options *o, struct err *e)
         return -1;
     uv_loop_init(&d.loop);
     init_handles(&d);
+    init_notify(&d);
     d.specs = spec_cache_create();
     rc = start(&d, e);
     if (rc < 0)

@@ -18,10 +18,11 @@
 
 struct server;
 struct actions;
+struct notify;
 
 struct daemon {
     uv_loop_t loop;
-    const struct options *options;
+    struct options *options; /* changes with a reload */
     struct log log;
     char host[JOB_MAX_NODE]; /* this host's name */
     struct inventory inventory;
@@ -34,11 +35,12 @@ struct daemon {
     struct launcher *launcher;
     struct actions *actions;
     struct server *server;
+    struct notify *notify;
     bool draining;   /* no new starts, no submissions */
     bool cancelling; /* the way out waits until nothing runs */
     bool stopping;   /* on the way out: nothing acts any more, but cancellations run to their end */
 
-    uv_signal_t on_term, on_int;
+    uv_signal_t on_term, on_int, on_hup;
     union {
         uv_handle_t handle;
         uv_stream_t stream;
@@ -51,7 +53,7 @@ struct daemon {
 };
 
 /* Runs until it is told to stop. 0 after an orderly end, -1 when it could not start. */
-int daemon_run(const struct options *o, struct err *e);
+int daemon_run(struct options *o, struct err *e);
 
 /* Begins the orderly end: no new starts; with `cancel`, what runs is cancelled first. Called again, it does
  * not wait for cancellations any longer. */

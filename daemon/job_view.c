@@ -186,11 +186,15 @@ static void explain_stopping(const struct daemon *d, const struct job *job, char
 static void explain_active(const struct daemon *d, const struct job *job, char *out, size_t size)
 {
     const struct progress *p = actions_latest(d->actions, job->id);
+    const char *room = actions_waits_for(d->actions, job->id);
     char where[160];
     int n;
 
     place_brief(&job->place, where, sizeof where);
-
+    if (room) {
+        snprintf(out, size, "is about to start and waits for room on the disk: %s", room);
+        return;
+    }
     if (job->cancelling || job->state == JOB_PREEMPTING) {
         explain_stopping(d, job, out, size);
         return;

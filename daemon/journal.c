@@ -5,13 +5,16 @@
  * order.
  */
 #include "daemon/journal.h"
+#include "common/clock.h"
+#include "common/fault.h"
 #include "common/json.h"
 #include "proto/rpc_msg.h"
 
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-enum { RETRY_MS = 1000, MAX_ROUNDS = 64, MAX_ROUND_EVENTS = 1024 };
+enum { RETRY_MS = 1000, SAY_AGAIN_MS = 60000, MAX_ROUNDS = 64, MAX_ROUND_EVENTS = 1024 };
 
 struct new_job {
     struct job_event ev;
@@ -32,7 +35,8 @@ struct entry {
 
 struct queue {
     struct entry *head, **tail;
-    int64_t n; /* events */
+    int64_t n;           /* events */
+    int64_t n_submitted; /* jobs among them that are new */
 };
 
 struct journal {
@@ -49,6 +53,9 @@ struct journal {
     int64_t last_seq, n_committed, n_failed;
     bool blocked; /* the disk refused; wait for the timer */
     bool flushing;
+    char trouble[1024];         /* "" = the last round was written */
+    int64_t n_refused, said_ns; /* since the trouble began; when the log said so last */
+    int applied_fault;
 };
 
 static int64_t n_events(const struct entry *en)
@@ -62,6 +69,7 @@ static void queue_push(struct queue *q, struct entry *en)
     *q->tail = en;
     q->tail = &en->next;
     q->n += n_events(en);
+    q->n_submitted += en->n_added;
 }
 
 static struct entry *queue_pop(struct queue *q)
@@ -74,6 +82,7 @@ static struct entry *queue_pop(struct queue *q)
     if (!q->head)
         q->tail = &q->head;
     q->n -= n_events(en);
+    q->n_submitted -= en->n_added;
     return en;
 }
 
@@ -129,7 +138,7 @@ static void refuse(struct journal *j, struct entry *en)
     snprintf(why, sizeof why, "job %lld is %s: \"%s\" is not possible there", (long long)en->ev.job,
              job ? job_state_name(job->state) : "unknown", job_event_name(en->ev.type));
     if (!en->done)
-        log_warn(j->log, "event dropped: %s (%s)", why, en->ev.reason);
+        log_warn(j->log, "%s: the event is dropped (%s)", why, en->ev.reason);
     entry_done(en, RPC_WRONG_STATE, why);
 }
 
@@ -158,6 +167,7 @@ static void collect(struct journal *j, struct queue *round)
             j->pending.tail = stay.tail;
         j->pending.head = stay.head;
         j->pending.n += stay.n;
+        j->pending.n_submitted += stay.n_submitted;
     }
 }
 
@@ -221,6 +231,7 @@ static void apply_event(struct journal *j, const struct job_event *ev)
     ASSERT(job); /* checked before it was persisted */
     j->last_seq = ev->seq;
     j->listener.applied(j->listener.ctx, job, ev);
+    (void)fault_hit("journal.applied", &j->applied_fault); /* to die before the answer */
 }
 
 static void apply(struct journal *j, struct queue *round)
@@ -260,6 +271,29 @@ static void on_retry(uv_timer_t *t)
     j->blocked = false;
 }
 
+static void note_trouble(struct journal *j, int64_t n_events, const struct err *e)
+{
+    int64_t now = clock_mono_ns();
+
+    if (!*j->trouble || now - j->said_ns > (int64_t)SAY_AGAIN_MS * 1000000) {
+        log_error(j->log, "%lld events cannot be written: %s", (long long)n_events, e->msg);
+        j->said_ns = now;
+    }
+    j->n_refused++;
+    snprintf(j->trouble, sizeof j->trouble, "%s", e->msg);
+    if (j->listener.round_failed)
+        j->listener.round_failed(j->listener.ctx);
+}
+
+static void note_success(struct journal *j)
+{
+    if (!*j->trouble)
+        return;
+    log_info(j->log, "events can be written again; the disk has refused %lld times", (long long)j->n_refused);
+    j->trouble[0] = 0;
+    j->n_refused = 0;
+}
+
 static bool one_round(struct journal *j)
 {
     struct queue round;
@@ -270,7 +304,7 @@ static bool one_round(struct journal *j)
         return false;
     if (persist(j, &round, &e) < 0) {
         j->n_failed++;
-        log_error(j->log, "%lld events cannot be written: %s", (long long)round.n, e.msg);
+        note_trouble(j, round.n, &e);
         fail_round(j, &round, &e);
         if (j->pending.n) {
             j->blocked = true;
@@ -279,6 +313,7 @@ static bool one_round(struct journal *j)
         return false;
     }
     j->n_committed++;
+    note_success(j);
     apply(j, &round);
     j->listener.round_done(j->listener.ctx);
     return true;
@@ -418,9 +453,26 @@ void journal_submit(struct journal *j, const struct journal_job *jobs, int64_t n
     queue_push(&j->pending, en);
 }
 
+int64_t journal_n_submitting(const struct journal *j, int64_t uid)
+{
+    int64_t n = 0;
+
+    if (uid < 0)
+        return j->pending.n_submitted;
+    for (const struct entry *en = j->pending.head; en; en = en->next)
+        if (en->n_added && en->added[0].ev.uid == uid)
+            n += en->n_added;
+    return n;
+}
+
 int64_t journal_last_seq(const struct journal *j)
 {
     return j->last_seq;
+}
+
+const char *journal_trouble(const struct journal *j)
+{
+    return *j->trouble ? j->trouble : NULL;
 }
 
 void journal_counts(const struct journal *j, int64_t *committed, int64_t *failed)

@@ -8,6 +8,7 @@
  *
  * When the disk refuses a round, nothing is applied. Requests of clients (appends with a `done`) fail with
  * the reason and are forgotten; events that report what has happened are kept and tried again every RETRY_MS.
+ * The log says so at the first refusal, once a minute after that, and when it is over.
  */
 #ifndef DAEMON_JOURNAL_H
 #define DAEMON_JOURNAL_H
@@ -26,6 +27,8 @@ struct journal_listener {
     void (*applied)(void *ctx, struct job *job, const struct job_event *ev);
     /* A round is over: time to schedule. */
     void (*round_done)(void *ctx);
+    /* The disk refused a round; journal_trouble() says why. May be NULL. */
+    void (*round_failed)(void *ctx);
 };
 
 struct journal;
@@ -52,8 +55,14 @@ struct journal_job {
 void journal_submit(struct journal *j, const struct journal_job *jobs, int64_t n, const char *key,
                     journal_done_fn *done, void *ctx);
 
+/* How many submitted jobs of the user (-1: of all) are not durable yet. */
+int64_t journal_n_submitting(const struct journal *j, int64_t uid);
+
 /* The newest event's seq; 0 before the first. */
 int64_t journal_last_seq(const struct journal *j);
+
+/* Why the disk refused the last round; NULL when it did not. */
+const char *journal_trouble(const struct journal *j);
 
 /* How many rounds have been committed and how many have failed. */
 void journal_counts(const struct journal *j, int64_t *committed, int64_t *failed);

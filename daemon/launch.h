@@ -14,6 +14,7 @@
 /* Borrowed for the time of the call. */
 struct launch_request {
     int64_t job, attempt, n_ranks;
+    int64_t uid; /* who submitted it: under root it runs as that user */
     bool resume;
     const struct place *place; /* where the ranks are to be; NULL for one that is looked for */
     const char *run_dir, *token;
@@ -51,7 +52,7 @@ struct launcher_ops {
     /* Takes over an attempt that an earlier coordinator started. If it is gone, what is left of it is ended
      * and on_exit() comes with known == false. process->pid may be 0. */
     void (*adopt)(struct launcher *l, const struct launch_request *rq, const struct job_process *process);
-    /* Looks for an attempt of which only the token is known. */
+    /* Looks for an attempt of which only the token is known, and where its run directory would be. */
     enum launch_found (*find)(struct launcher *l, const struct launch_request *rq,
                               struct job_process *process);
     /* Tells rank 0 "stop" or "checkpoint" by a way of the launcher's own; NULL when the socket is the only
@@ -72,12 +73,13 @@ struct launch_mpirun_config {
     uv_loop_t *loop;
     const struct log *log;
     struct launch_listener listener;
-    const char *mpirun;       /* path; NULL: look in $PATH at each start */
-    const char *worker;       /* path */
-    const char *address;      /* where rank 0 finds the coordinator: "unix:/absolute/path" */
-    const char *host;         /* this host's name among nodes */
-    const char *launch_agent; /* what mpirun reaches other hosts with; NULL: its default */
-    int64_t hang_ms;          /* an mpirun that has been without a rank for so long hangs */
+    const char *mpirun;        /* path; NULL: look in $PATH at each start */
+    const char *worker;        /* path */
+    const char *address;       /* where rank 0 finds the coordinator: "unix:/absolute/path" */
+    const char *guest_address; /* the same for ranks that run as another user; NULL: there is no such place */
+    const char *host;          /* this host's name among nodes */
+    const char *launch_agent;  /* what mpirun reaches other hosts with; NULL: its default */
+    int64_t hang_ms;           /* an mpirun that has been without a rank for so long hangs */
 };
 
 /* Borrows the strings of the config. */

@@ -11,14 +11,21 @@
  * mpirun itself can hang when a rank is killed while it connects: its ranks are gone, it never ends. So an
  * mpirun that has been without any rank for hang_ms is killed, and the end goes its usual way.
  *
- * The token goes by environment only: arguments can be read by every user of the machine.
+ * The token goes by environment only: arguments can be read by every user of the machine. No field of a job
+ * is ever an argument or in the environment: the workers find the spec in their run directory.
+ *
+ * A daemon that is root starts the attempt as the user who submitted the job, with an environment of its own
+ * (user_env.h); as root only what root submitted.
  */
 #include "common/fsutil.h"
 #include "common/mpirun.h"
+#include "daemon/as_user.h"
 #include "daemon/launch.h"
 #include "daemon/mpirun_args.h"
 #include "daemon/proc.h"
 #include "daemon/run_dir.h"
+#include "daemon/spawn.h"
+#include "daemon/user_env.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -27,6 +34,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/syscall.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 enum { SWEEP_MS = 50, MAX_SWEEPS = 400, LOOKS_A_HANG = 5 };
@@ -42,12 +50,12 @@ struct child {
     struct launch_mpirun *owner; /* NULL once let go of */
     int64_t job, attempt;
     struct job_process process;
-    char *token_env; /* "BATCHFORMER_TOKEN=…" */
-    uv_process_t child;
-    uv_poll_t watch;  /* of pidfd, when adopted */
+    char *token_env;  /* "BATCHFORMER_TOKEN=…" */
+    pid_t own;        /* our child, until it was waited for; 0: adopted */
+    uv_poll_t watch;  /* of pidfd */
     uv_timer_t sweep; /* before the end: looks for ranks */
     int pidfd;
-    bool has_child, has_watch, ended, hung;
+    bool has_watch, ended, hung;
     int n_handles, n_sweeps;
     int n_alone; /* looks in a row that found mpirun and no rank */
     struct launch_exit exit;
@@ -69,8 +77,6 @@ static void on_closed(uv_handle_t *h)
 
 static void child_close(struct child *c)
 {
-    if (c->has_child)
-        uv_close((uv_handle_t *)&c->child, on_closed);
     if (c->has_watch)
         uv_close((uv_handle_t *)&c->watch, on_closed);
     uv_close((uv_handle_t *)&c->sweep, on_closed);
@@ -172,111 +178,16 @@ static void look_for_ranks(struct child *c)
     uv_timer_start(&c->sweep, on_look, every_ms, every_ms);
 }
 
-static void on_child_exit(uv_process_t *p, int64_t status, int signal)
+static struct launch_exit wait_for_own(struct child *c)
 {
-    struct child *c = p->data;
+    int status;
 
-    if (c->owner)
-        begin_sweep(c, (struct launch_exit){.known = true, .status = (int)status, .signal = signal});
-}
-
-/* --- command line and environment --- */
-
-static char *find_mpirun(const struct launch_mpirun *l, struct err *e)
-{
-    char *path = l->cfg.mpirun ? xstrdup(l->cfg.mpirun) : mpirun_find();
-
-    if (!path) {
-        err_set(e, "mpirun was not found in $PATH: install Open MPI, or name it with --mpirun");
-    } else if (access(path, X_OK) < 0) {
-        err_set(e, "mpirun cannot be run as %s: %s", path, strerror(errno));
-        free(path);
-        path = NULL;
-    }
-    return path;
-}
-
-static char **make_env(const struct launch_mpirun *l, const struct launch_request *rq)
-{
-    enum { N_OURS = 4 };
-    char *ours[N_OURS] = {xasprintf("%s=%s", PROGRESS_ENV_ADDRESS, l->cfg.address),
-                          xasprintf("%s=%lld", PROGRESS_ENV_JOB, (long long)rq->job),
-                          xasprintf("%s=%lld", PROGRESS_ENV_ATTEMPT, (long long)rq->attempt),
-                          xasprintf("%s=%s", PROGRESS_ENV_TOKEN, rq->token)};
-    char **env = mpirun_env((const char *const *)ours, N_OURS);
-
-    for (int i = 0; i < N_OURS; i++)
-        free(ours[i]);
-    return env;
-}
-
-/* --- the interface --- */
-
-static int spawn(struct child *c, const struct launch_request *rq, const char *mpirun, int log_fd)
-{
-    struct launch_mpirun *l = c->owner;
-    const struct mpirun_programs programs = {mpirun, l->cfg.worker, l->cfg.host, l->cfg.launch_agent};
-    char **args = mpirun_args(&programs, rq), **env = make_env(l, rq);
-    uv_stdio_container_t io[3] = {{.flags = UV_IGNORE},
-                                  {.flags = UV_INHERIT_FD, .data.fd = log_fd},
-                                  {.flags = UV_INHERIT_FD, .data.fd = log_fd}};
-    uv_process_options_t o = {.exit_cb = on_child_exit,
-                              .file = mpirun,
-                              .args = args,
-                              .env = env,
-                              .cwd = rq->run_dir,
-                              .flags = UV_PROCESS_DETACHED,
-                              .stdio_count = 3,
-                              .stdio = io};
-
-    /* Even a spawn that fails leaves a handle to be closed. */
-    add_handle(c, (uv_handle_t *)&c->child);
-    c->has_child = true;
-    int rc = uv_spawn(l->cfg.loop, &c->child, &o);
-    mpirun_free(args);
-    mpirun_free(env);
-    return rc;
-}
-
-static int start(struct launcher *base, const struct launch_request *rq, struct job_process *process,
-                 struct err *e)
-{
-    struct launch_mpirun *l = (struct launch_mpirun *)base;
-    char *log_path = run_dir_log(rq->run_dir, -1), *mpirun = find_mpirun(l, e);
-    int log_fd = -1, rc = -1;
-
-    if (!mpirun)
-        goto out;
-    if (access(l->cfg.worker, X_OK) < 0) {
-        err_set(e, "the worker cannot be run as %s: %s", l->cfg.worker, strerror(errno));
-        goto out;
-    }
-    log_fd = open(log_path, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0666);
-    if (log_fd < 0) {
-        err_set_errno(e, "%s", log_path);
-        goto out;
-    }
-    struct child *c = child_create(l, rq);
-    int spawned = spawn(c, rq, mpirun, log_fd);
-    if (spawned < 0) {
-        err_set(e, "starting %s: %s", mpirun, uv_strerror(spawned));
-        child_unlink(c);
-        c->owner = NULL;
-        child_close(c);
-        goto out;
-    }
-    /* One that has ended already has no identity; its exit status is on its way. */
-    if (proc_identify(c->child.pid, &c->process) < 0)
-        c->process = (struct job_process){.pid = c->child.pid};
-    *process = c->process;
-    look_for_ranks(c);
-    rc = 0;
-out:
-    if (log_fd >= 0)
-        close(log_fd);
-    free(log_path);
-    free(mpirun);
-    return rc;
+    if (!c->own || waitpid(c->own, &status, 0) != c->own)
+        return (struct launch_exit){.known = false};
+    c->own = 0;
+    if (WIFSIGNALED(status))
+        return (struct launch_exit){.known = true, .signal = WTERMSIG(status)};
+    return (struct launch_exit){.known = true, .status = WEXITSTATUS(status)};
 }
 
 static void on_pidfd(uv_poll_t *p, int status, int events)
@@ -287,7 +198,131 @@ static void on_pidfd(uv_poll_t *p, int status, int events)
     (void)events;
     uv_poll_stop(p);
     if (c->owner)
-        begin_sweep(c, (struct launch_exit){.known = false});
+        begin_sweep(c, wait_for_own(c));
+}
+
+/* Takes the descriptor; -1 when it cannot be watched. */
+static int watch_pidfd(struct child *c, int pidfd)
+{
+    c->pidfd = pidfd;
+    if (pidfd < 0 || uv_poll_init(c->owner->cfg.loop, &c->watch, pidfd) != 0)
+        return -1;
+    add_handle(c, (uv_handle_t *)&c->watch);
+    c->has_watch = true;
+    uv_poll_start(&c->watch, UV_READABLE, on_pidfd);
+    look_for_ranks(c);
+    return 0;
+}
+
+/* --- command line and environment --- */
+
+static char *find_mpirun(const struct launch_mpirun *l, struct err *e)
+{
+    char *path = l->cfg.mpirun ? xstrdup(l->cfg.mpirun) : mpirun_find();
+
+    if (!path)
+        err_set(e, "mpirun was not found in $PATH: install Open MPI, or name it with --mpirun");
+    return path;
+}
+
+/* `as`: NULL for ourselves. */
+static char **make_env(const struct launch_mpirun *l, const struct launch_request *rq,
+                       const struct identity *as)
+{
+    enum { N_OURS = 5 };
+    const char *address = as ? l->cfg.guest_address : l->cfg.address;
+    char *ours[N_OURS] = {xasprintf("%s=%s", PROGRESS_ENV_ADDRESS, address),
+                          xasprintf("%s=%lld", PROGRESS_ENV_JOB, (long long)rq->job),
+                          xasprintf("%s=%lld", PROGRESS_ENV_ATTEMPT, (long long)rq->attempt),
+                          xasprintf("%s=%s", PROGRESS_ENV_TOKEN, rq->token),
+                          xstrdup("OMP_WAIT_POLICY=passive")};
+    const char *const *set = (const char *const *)ours;
+    char **env = as ? user_env(as, set, N_OURS) : mpirun_env(set, N_OURS);
+
+    for (int i = 0; i < N_OURS; i++)
+        free(ours[i]);
+    return env;
+}
+
+/* --- the interface --- */
+
+/* Under root: the user whose job it is. *as is NULL where it runs as ourselves. */
+static int find_user(const struct launch_mpirun *l, const struct launch_request *rq, struct identity *room,
+                     const struct identity **as, struct err *e)
+{
+    *as = NULL;
+    if (geteuid() != 0 || rq->uid == 0)
+        return 0;
+    if (!l->cfg.guest_address)
+        return err_set(e, "this coordinator starts root's jobs only: it has no socket that workers of other "
+                          "users can reach (the path of its state directory is too long, or it is a private "
+                          "one)");
+    if (identity_load(rq->uid, room, e) < 0)
+        return -1;
+    *as = room;
+    return 0;
+}
+
+/* Can the program be run, by whoever is to run it? */
+static int check_program(const char *path, const char *what, const struct identity *as, struct err *e)
+{
+    struct as_user scope = {0};
+    int rc;
+
+    if (as && as_user_enter(&scope, as, e) < 0)
+        return -1;
+    rc = faccessat(AT_FDCWD, path, X_OK, AT_EACCESS);
+    int why = errno;
+    as_user_leave(&scope);
+    if (rc == 0)
+        return 0;
+    return err_set(e, "%s cannot be run as %s%s%s: %s", what, path, as ? " by user " : "", as ? as->name : "",
+                   strerror(why));
+}
+
+static int spawn(struct launch_mpirun *l, const struct launch_request *rq, const struct identity *as,
+                 pid_t *pid, struct err *e)
+{
+    int log_fd = run_dir_open_log(rq->run_dir, e), rc = -1;
+    char *mpirun = log_fd < 0 ? NULL : find_mpirun(l, e);
+
+    if (mpirun && check_program(mpirun, "mpirun", as, e) == 0 &&
+        check_program(l->cfg.worker, "the worker", as, e) == 0) {
+        const struct mpirun_programs programs = {mpirun, l->cfg.worker, l->cfg.host, l->cfg.launch_agent};
+        char **args = mpirun_args(&programs, rq), **env = make_env(l, rq, as);
+        struct spawn s = {
+            .file = mpirun, .args = args, .env = env, .cwd = rq->run_dir, .out_fd = log_fd, .as = as};
+        rc = spawn_start(&s, pid, e);
+        mpirun_free(args);
+        mpirun_free(env);
+    }
+    free(mpirun);
+    if (log_fd >= 0)
+        close(log_fd);
+    return rc;
+}
+
+static int start(struct launcher *base, const struct launch_request *rq, struct job_process *process,
+                 struct err *e)
+{
+    struct launch_mpirun *l = (struct launch_mpirun *)base;
+    struct identity room = {0};
+    const struct identity *as;
+    pid_t pid;
+    int rc = find_user(l, rq, &room, &as, e) < 0 ? -1 : spawn(l, rq, as, &pid, e);
+
+    identity_free(&room);
+    if (rc < 0)
+        return -1;
+    struct child *c = child_create(l, rq);
+    c->own = pid;
+    /* One that has ended already has no identity; its exit status is on its way. */
+    if (proc_identify(pid, &c->process) < 0)
+        c->process = (struct job_process){.pid = pid};
+    *process = c->process;
+    if (watch_pidfd(c, (int)syscall(SYS_pidfd_open, pid, 0)) < 0)
+        begin_sweep(c, (struct launch_exit){.known = false}); /* what cannot be watched does not run */
+    return 0;
 }
 
 static void adopt(struct launcher *base, const struct launch_request *rq, const struct job_process *process)
@@ -296,15 +331,8 @@ static void adopt(struct launcher *base, const struct launch_request *rq, const 
     struct child *c = child_create(l, rq);
 
     c->process = *process;
-    c->pidfd = process->pid ? proc_open(process) : -1;
-    if (c->pidfd >= 0 && uv_poll_init(l->cfg.loop, &c->watch, c->pidfd) == 0) {
-        add_handle(c, (uv_handle_t *)&c->watch);
-        c->has_watch = true;
-        uv_poll_start(&c->watch, UV_READABLE, on_pidfd);
-        look_for_ranks(c);
-    } else {
+    if (watch_pidfd(c, process->pid ? proc_open(process) : -1) < 0)
         begin_sweep(c, (struct launch_exit){.known = false});
-    }
 }
 
 static enum launch_found find(struct launcher *base, const struct launch_request *rq,
@@ -329,13 +357,10 @@ static void send_signal(struct launcher *base, int64_t job, int signo)
 
     if (!c)
         return;
-    if (signo == SIGKILL) {
+    if (signo == SIGKILL)
         kill_family(c);
-    } else if (c->has_child && !c->ended) {
-        uv_process_kill(&c->child, signo);
-    } else if (c->pidfd >= 0) {
+    else if (c->pidfd >= 0)
         syscall(SYS_pidfd_send_signal, c->pidfd, signo, NULL, 0);
-    }
 }
 
 static void destroy(struct launcher *base)

@@ -6,13 +6,14 @@
  */
 #include "daemon/logs.h"
 #include "common/buf.h"
+#include "common/utf8.h"
+#include "daemon/as_user.h"
 #include "daemon/conn.h"
 #include "daemon/daemon.h"
 #include "daemon/run_dir.h"
 
 #include <ctype.h>
 #include <dirent.h>
-#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -56,26 +57,6 @@ struct lines {
 };
 
 /* --- text --- */
-
-/* Length of the valid UTF-8 sequence at s (1 to 4), or 0. */
-static size_t utf8_len(const unsigned char *s, size_t n)
-{
-    size_t len = s[0] < 0x80                   ? 1
-                 : s[0] >= 0xC2 && s[0] < 0xE0 ? 2
-                 : (s[0] & 0xF0) == 0xE0       ? 3
-                 : s[0] >= 0xF0 && s[0] < 0xF5 ? 4
-                                               : 0;
-
-    if (len == 0 || len > n)
-        return 0;
-    for (size_t i = 1; i < len; i++)
-        if ((s[i] & 0xC0) != 0x80)
-            return 0;
-    if ((s[0] == 0xE0 && s[1] < 0xA0) || (s[0] == 0xED && s[1] > 0x9F) || (s[0] == 0xF0 && s[1] < 0x90) ||
-        (s[0] == 0xF4 && s[1] > 0x8F))
-        return 0;
-    return len;
-}
 
 /* A copy that is valid UTF-8 without NUL, cut to MAX_LINE_BYTES. malloc'ed. */
 static char *clean_line(const char *text, size_t n)
@@ -124,7 +105,12 @@ static size_t list_files(const char *run_dir, int64_t rank, int64_t out[MAX_FILE
     }
     out[n++] = LOGS_LAUNCHER;
     char *dir = xasprintf("%s/log", run_dir), *end;
-    DIR *d = opendir(dir);
+    struct as_user as;
+    DIR *d = NULL;
+    if (as_user_enter_owner(&as, run_dir, NULL) == 0) {
+        d = opendir(dir);
+        as_user_leave(&as);
+    }
     free(dir);
     for (struct dirent *ent; d && n < MAX_FILES && (ent = readdir(d));) {
         if (strncmp(ent->d_name, "rank-", 5) != 0 || !isdigit((unsigned char)ent->d_name[5]))
@@ -142,14 +128,9 @@ static size_t list_files(const char *run_dir, int64_t rank, int64_t out[MAX_FILE
 static int open_log(const char *run_dir, int64_t rank)
 {
     char *path = run_dir_log(run_dir, rank);
-    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
-    struct stat st;
+    int fd = run_dir_open(run_dir, path, NULL);
 
     free(path);
-    if (fd >= 0 && (fstat(fd, &st) < 0 || !S_ISREG(st.st_mode))) {
-        close(fd);
-        return -1;
-    }
     return fd;
 }
 

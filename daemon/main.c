@@ -21,7 +21,10 @@ int main(int argc, char **argv)
         status = check_state(o.state_dir, stdout, &e) == 0 ? 0 : 1;
     else if (daemon_run(&o, &e) < 0)
         status = e.kind == ERR_USAGE ? 2 : 1;
-    if (*e.msg)
+    if (*e.msg && o.format == LOG_JSON)
+        log_error((&(struct log){.fd = STDERR_FILENO, .component = "batchformerd", .format = LOG_JSON}), "%s",
+                  e.msg);
+    else if (*e.msg)
         fprintf(stderr, "batchformerd: %s\n", e.msg);
     options_free(&o);
     return status;

@@ -90,6 +90,10 @@ static void info(struct rpc_call *call)
     cJSON_AddNumberToObject(slots, "total", (double)inventory_slots(&d->inventory));
     cJSON_AddNumberToObject(slots, "used", (double)d->jobs.held_ranks);
     cJSON_AddItemToObject(v, "stats", view_stats(d));
+    if (journal_trouble(d->journal))
+        cJSON_AddStringToObject(v, "trouble", journal_trouble(d->journal));
+    else
+        cJSON_AddNullToObject(v, "trouble");
     call->result = v;
 }
 
@@ -179,10 +183,10 @@ static void spec_estimate(struct rpc_call *call)
 
 const struct rpc_method methods_daemon[] = {
     {"hello", ROLE_ANY, hello, "client protocol"},
-    {"daemon.info", ROLE_USER, info, ""},
-    {"daemon.drain", ROLE_ADMIN, drain, ""},
+    {"daemon.info", ROLE_VIEWER, info, ""},
+    {"daemon.drain", ROLE_OPERATOR, drain, ""},
     {"daemon.shutdown", ROLE_ADMIN, shut_down, "cancel"},
-    {"spec.validate", ROLE_USER, spec_validate, "spec"},
-    {"spec.estimate", ROLE_USER, spec_estimate, "spec ranks machine"},
+    {"spec.validate", ROLE_VIEWER, spec_validate, "spec"},
+    {"spec.estimate", ROLE_VIEWER, spec_estimate, "spec ranks machine"},
     {0},
 };

@@ -77,7 +77,7 @@ static void metrics(struct rpc_call *call)
 }
 
 const struct rpc_method methods_data[] = {
-    {"job.logs", ROLE_USER, logs, "id rank tail follow"},
-    {"job.metrics", ROLE_USER, metrics, "id names since_step"},
+    {"job.logs", ROLE_VIEWER, logs, "id rank tail follow"},
+    {"job.metrics", ROLE_VIEWER, metrics, "id names since_step"},
     {0},
 };

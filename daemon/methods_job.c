@@ -2,6 +2,7 @@
 #include "common/clock.h"
 #include "common/json.h"
 #include "daemon/actions.h"
+#include "daemon/confine.h"
 #include "daemon/conn.h"
 #include "daemon/job_view.h"
 #include "proto/jobspec.h"
@@ -70,6 +71,19 @@ static bool may_follow(struct rpc_call *call, const struct jobspec *spec)
     return true;
 }
 
+/* Are all paths where jobs of this user may read? */
+static bool may_read(struct rpc_call *call, const struct jobspec_job *jobs, int n)
+{
+    for (int i = 0; i < n; i++) {
+        cJSON *findings = confine_find(call->daemon->options, call->conn->uid, jobs[i].resolved);
+        if (!findings)
+            continue;
+        rpc_fail_spec(call, findings);
+        return false;
+    }
+    return true;
+}
+
 /* An array's ids follow each other; the answer to a key that was used before is made from the jobs of then.
  */
 static void on_submitted(void *ctx, int code, int64_t id, const char *why)
@@ -128,19 +142,24 @@ static int read_key(struct rpc_call *call, const char **key)
 static void submit_jobs(struct rpc_call *call, const struct jobspec_job *jobs, int n, const char *key)
 {
     struct journal_job *out;
+    size_t n_bytes = 0;
     char **texts;
 
     for (int i = 0; i < n; i++)
         if (!fits_here(call, &jobs[i].spec) || !may_follow(call, &jobs[i].spec))
             return;
+    if (!may_read(call, jobs, n))
+        return;
     out = xcalloc((size_t)n, sizeof *out);
     texts = xcalloc((size_t)n, sizeof *texts);
     for (int i = 0; i < n; i++) {
         texts[i] = json_text(jobs[i].resolved);
         out[i].spec = texts[i];
+        n_bytes = strlen(texts[i]) > n_bytes ? strlen(texts[i]) : n_bytes;
         make_submitted(call, &jobs[i].spec, &out[i].ev);
     }
-    journal_submit(call->daemon->journal, out, n, key, on_submitted, rpc_later(call));
+    if (rpc_take_submission(call, n, (int64_t)n_bytes))
+        journal_submit(call->daemon->journal, out, n, key, on_submitted, rpc_later(call));
     for (int i = 0; i < n; i++)
         free(texts[i]);
     free(texts);
@@ -216,7 +235,8 @@ static void list(struct rpc_call *call)
     cJSON *out = cJSON_AddArrayToObject(call->result, "jobs");
     for (size_t i = jobs_lower_bound(js, f.below); i > 0; i--) {
         const struct job *job = js->v[i - 1];
-        if ((f.state != JOB_NEW && job->state != f.state) || (f.user && strcmp(job->user, f.user) != 0))
+        if ((f.state != JOB_NEW && job->state != f.state) || (f.user && strcmp(job->user, f.user) != 0) ||
+            !rpc_may_see(call, job))
             continue;
         if (n == f.limit) {
             cJSON_AddNumberToObject(call->result, "cursor", (double)js->v[i]->id);
@@ -267,16 +287,16 @@ static void watch(struct rpc_call *call)
         !(job = rpc_param_job(call)))
         return;
     c->watch = (struct watch){
-        .active = true, .all_users = c->role == ROLE_ADMIN, .job = job ? job->id : 0, .cursor = since};
+        .active = true, .all_users = rpc_sees_all(call), .job = job ? job->id : 0, .cursor = since};
     call->result = cJSON_CreateObject();
     cJSON_AddNumberToObject(call->result, "seq", (double)last);
 }
 
 const struct rpc_method methods_job[] = {
     {"job.submit", ROLE_USER, submit, "spec idempotency_key"},
-    {"job.list", ROLE_USER, list, "state user limit cursor"},
-    {"job.get", ROLE_USER, get, "id"},
-    {"job.watch", ROLE_USER, watch, "id since"},
-    {"job.explain", ROLE_USER, explain, "id"},
+    {"job.list", ROLE_VIEWER, list, "state user limit cursor"},
+    {"job.get", ROLE_VIEWER, get, "id"},
+    {"job.watch", ROLE_VIEWER, watch, "id since"},
+    {"job.explain", ROLE_VIEWER, explain, "id"},
     {0},
 };

@@ -107,8 +107,8 @@ static void resume(struct rpc_call *call)
 }
 
 const struct rpc_method methods_node[] = {
-    {"node.list", ROLE_USER, list, ""},
-    {"node.drain", ROLE_ADMIN, drain, "name reason"},
-    {"node.resume", ROLE_ADMIN, resume, "name"},
+    {"node.list", ROLE_VIEWER, list, ""},
+    {"node.drain", ROLE_OPERATOR, drain, "name reason"},
+    {"node.resume", ROLE_OPERATOR, resume, "name"},
     {0},
 };

@@ -6,6 +6,7 @@
  */
 #include "daemon/metrics_file.h"
 #include "common/json.h"
+#include "daemon/run_dir.h"
 
 #include <errno.h>
 #include <stdio.h>
@@ -76,16 +77,26 @@ static int64_t read_lines(struct reader *r, FILE *f, int64_t since_step)
     return next;
 }
 
+/* As a stream; NULL with errno ENOENT when there is none. */
+static FILE *open_stream(const char *path, struct err *e)
+{
+    char *run_dir = strndup(path, (size_t)(strrchr(path, '/') - path));
+    int fd = run_dir_open(run_dir, path, e), why = errno;
+
+    free(run_dir);
+    errno = why;
+    return fd < 0 ? NULL : fdopen(fd, "r");
+}
+
 cJSON *metrics_file_read(const char *path, const cJSON *names, int64_t since_step, struct err *e)
 {
     struct reader r = {.names = names};
     cJSON *out;
 
-    FILE *f = fopen(path, "re");
-    if (!f && errno != ENOENT) {
-        err_set_errno(e, "%s", path);
+    errno = 0;
+    FILE *f = open_stream(path, e);
+    if (!f && errno != ENOENT)
         return NULL;
-    }
     out = cJSON_CreateObject();
     r.series = cJSON_AddObjectToObject(out, "series");
     if (!f)
@@ -115,7 +126,7 @@ static cJSON *to_report(const cJSON *line)
 
 cJSON *metrics_file_latest(const char *path)
 {
-    FILE *f = fopen(path, "re");
+    FILE *f = open_stream(path, NULL);
     char *text = NULL;
     size_t cap = 0;
     cJSON *out = NULL;

@@ -5,13 +5,15 @@
  * as the standard says.
  */
 #include "daemon/rpc.h"
+#include "common/clock.h"
 #include "common/conf.h"
 #include "common/json.h"
 #include "daemon/conn.h"
 #include "daemon/daemon.h"
+#include "daemon/identity.h"
+#include "daemon/limits.h"
 #include "daemon/server.h"
 
-#include <pwd.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -32,8 +34,15 @@ struct rpc_later {
 };
 
 static const struct rpc_method *const families[] = {methods_daemon, methods_node, methods_job,
-                                                    methods_steer,  methods_data, methods_worker};
+                                                    methods_steer,  methods_data, methods_auth,
+                                                    methods_worker};
 enum { N_FAMILIES = sizeof families / sizeof *families };
+
+/* Methods that read files are as much work as so many plain requests. */
+static const struct {
+    const char *name;
+    int cost;
+} costs[] = {{"job.logs", 10}, {"job.metrics", 50}};
 
 /* --- groups --- */
 
@@ -127,6 +136,16 @@ void rpc_fail_err(struct rpc_call *call, int code, const struct err *e)
     rpc_fail(call, code, "%s", e->msg);
 }
 
+void rpc_fail_limit(struct rpc_call *call, const struct limit_hit *hit)
+{
+    rpc_fail(call, RPC_OVERLOADED, "%s", hit->message);
+    call->data = cJSON_CreateObject();
+    cJSON_AddStringToObject(call->data, "limit", hit->option);
+    cJSON_AddNumberToObject(call->data, "value", (double)hit->value);
+    if (hit->retry_ms)
+        cJSON_AddNumberToObject(call->data, "retry_ms", (double)hit->retry_ms);
+}
+
 void rpc_fail_spec(struct rpc_call *call, cJSON *errors)
 {
     int n = cJSON_GetArraySize(errors);
@@ -210,6 +229,19 @@ static bool params_fit(struct rpc_call *call, const struct rpc_method *m, const 
     return true;
 }
 
+/* Who may call what needs this role. */
+static const char *who_may(enum role role)
+{
+    switch (role) {
+    case ROLE_USER:
+        return "whoever is no viewer";
+    case ROLE_OPERATOR:
+        return "operators (--operators) and administrators";
+    default:
+        return "administrators: root, the user whom the coordinator runs as, and those that --admins names";
+    }
+}
+
 static bool role_fits(struct rpc_call *call, const struct rpc_method *m)
 {
     const struct conn *c = call->conn;
@@ -219,25 +251,63 @@ static bool role_fits(struct rpc_call *call, const struct rpc_method *m)
     if (m->role == ROLE_WORKER)
         rpc_fail(call, RPC_FORBIDDEN, "%s is for workers that have attached", m->name);
     else
-        rpc_fail(call, RPC_FORBIDDEN,
-                 "%s is for administrators: root, or the user whom the coordinator runs as", m->name);
+        rpc_fail(call, RPC_FORBIDDEN, "%s is for %s; your role is %s", m->name, who_may(m->role),
+                 role_name(c->role));
+    return false;
+}
+
+/* A connection of which it is not known who it is may say so, or report for a worker, and nothing else: it
+ * does not even learn which methods there are. */
+static bool is_let_in(struct rpc_call *call, const struct rpc_method *m)
+{
+    struct conn *c = call->conn;
+
+    if (c->role != ROLE_ANY || (m && (m->role == ROLE_ANY || (m->role == ROLE_WORKER && c->worker_job))))
+        return true;
+    rpc_fail(call, RPC_NOT_LOGGED_IN, "not logged in: the first call is auth.login {\"token\": …}");
+    if (++c->n_strange >= CONN_MAX_STRANGE)
+        c->close_when_flushed = true;
+    return false;
+}
+
+static int cost_of(const struct rpc_method *m)
+{
+    for (size_t i = 0; m && i < sizeof costs / sizeof *costs; i++)
+        if (strcmp(m->name, costs[i].name) == 0)
+            return costs[i].cost;
+    return 1;
+}
+
+/* Reports of workers are not counted: they are the daemon's own doing, and cannot be answered. */
+static bool is_within_limits(struct rpc_call *call, const struct rpc_method *m)
+{
+    const struct conn *c = call->conn;
+    struct limit_hit hit;
+
+    if (c->role == ROLE_ANY || c->role == ROLE_ADMIN || (m && m->role == ROLE_WORKER) ||
+        limits_request(server_limits(c->daemon->server), c->uid, cost_of(m), clock_mono_ns(), &hit) == 0)
+        return true;
+    rpc_fail_limit(call, &hit);
     return false;
 }
 
 static void dispatch(struct conn *c, struct rpc_group *g, const struct rpc_msg *m)
 {
     static const cJSON no_params = {.type = cJSON_Object};
+    const struct rpc_method *method = find_method(m->method);
     struct rpc_call call = {.daemon = c->daemon,
                             .conn = c,
+                            .method = method,
                             .group = g,
                             .id = m->kind == RPC_REQUEST ? m->id : NULL,
                             .params = m->params ? m->params : &no_params};
-    const struct rpc_method *method = find_method(m->method);
 
-    if (!method)
-        fail_unknown(&call, m->method);
-    else if (role_fits(&call, method) && params_fit(&call, method, m->params))
-        method->fn(&call);
+    if (is_let_in(&call, method) && is_within_limits(&call, method)) {
+        if (!method)
+            fail_unknown(&call, m->method);
+        else if (role_fits(&call, method) && params_fit(&call, method, m->params))
+            method->fn(&call);
+    }
     if (call.code && !call.id)
         log_debug(&c->daemon->log, "client %llu: notification %.64s ignored: %s", (unsigned long long)c->id,
                   m->method, call.message);
@@ -297,6 +367,47 @@ void rpc_handle_too_long(struct conn *c)
     conn_send(c, rpc_error(NULL, RPC_INVALID_REQUEST, why, NULL));
 }
 
+/* Jobs of the user (-1: of all) that have not ended, those on their way to the disk among them. */
+static int64_t count_active(const struct daemon *d, int64_t uid)
+{
+    int64_t n = journal_n_submitting(d->journal, uid);
+
+    if (uid < 0)
+        return n + (int64_t)d->jobs.n_active;
+    for (size_t i = 0; i < d->jobs.n_active; i++)
+        n += d->jobs.active[i]->uid == uid;
+    return n;
+}
+
+static void fail_spec_size(struct rpc_call *call, const struct limit_hit *hit)
+{
+    cJSON *errors = cJSON_CreateArray(), *v = cJSON_CreateObject();
+
+    cJSON_AddItemToArray(errors, v);
+    cJSON_AddStringToObject(v, "pointer", "");
+    cJSON_AddStringToObject(v, "message", hit->message);
+    rpc_fail_spec(call, errors);
+}
+
+bool rpc_take_submission(struct rpc_call *call, int64_t n_jobs, int64_t n_bytes)
+{
+    const struct conn *c = call->conn;
+    struct limits *l = server_limits(call->daemon->server);
+    struct limits_jobs jobs = {.exempt = c->role == ROLE_ADMIN, .n_new = n_jobs};
+    struct limit_hit hit;
+
+    if (limits_spec_size(l, n_bytes, &hit) < 0) {
+        fail_spec_size(call, &hit);
+        return false;
+    }
+    jobs.n_all = count_active(call->daemon, -1);
+    jobs.n_user = jobs.exempt ? 0 : count_active(call->daemon, c->uid);
+    if (limits_submission(l, c->uid, &jobs, clock_mono_ns(), &hit) == 0)
+        return true;
+    rpc_fail_limit(call, &hit);
+    return false;
+}
+
 /* --- parameters --- */
 
 static int bad_param(struct rpc_call *call, const struct err *e)
@@ -340,20 +451,24 @@ int rpc_param_bool(struct rpc_call *call, const char *name, bool *out)
     return json_get_bool(call->params, "/params", name, out, &e) < 0 ? bad_param(call, &e) : 0;
 }
 
+bool rpc_sees_all(const struct rpc_call *call)
+{
+    return role_sees_all(call->conn->role);
+}
+
+bool rpc_may_see(const struct rpc_call *call, const struct job *job)
+{
+    return rpc_sees_all(call) || call->conn->uid == job->uid;
+}
+
 void rpc_caller_name(const struct rpc_call *call, char *out, size_t size)
 {
-    struct passwd pw, *found = NULL;
-    char buf[4096];
-
-    if (getpwuid_r((uid_t)call->conn->uid, &pw, buf, sizeof buf, &found) == 0 && found)
-        snprintf(out, size, "%s", found->pw_name);
-    else
-        snprintf(out, size, "%lld", (long long)call->conn->uid);
+    identity_name(call->conn->uid, out, size);
 }
 
 bool rpc_may_touch(const struct rpc_call *call, const struct job *job)
 {
-    return call->conn->role == ROLE_ADMIN || call->conn->uid == job->uid;
+    return role_touches_all(call->conn->role) || call->conn->uid == job->uid;
 }
 
 struct job *rpc_param_job(struct rpc_call *call)
@@ -365,7 +480,7 @@ struct job *rpc_param_job(struct rpc_call *call)
     struct job *job = jobs_find(&call->daemon->jobs, id);
     if (!job)
         rpc_fail(call, RPC_NOT_FOUND, "there is no job %lld", (long long)id);
-    else if (!rpc_may_touch(call, job))
+    else if (!(call->method->role == ROLE_VIEWER ? rpc_may_see(call, job) : rpc_may_touch(call, job)))
         rpc_fail(call, RPC_FORBIDDEN, "job %lld belongs to %s", (long long)id, job->user);
     else
         return job;

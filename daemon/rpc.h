@@ -7,20 +7,20 @@
 #include <stdbool.h>
 #include <stdint.h>
 #include "common/err.h"
+#include "daemon/access.h"
 #include "proto/rpc_msg.h"
 
 struct conn;
 struct daemon;
 struct job;
-
-/* Who may call. Roles rise: an admin may do what a user may. A worker is a connection that attached with a
- * token. */
-enum rpc_role { ROLE_ANY, ROLE_USER, ROLE_ADMIN, ROLE_WORKER };
+struct limit_hit;
+struct rpc_method;
 
 /* One call while its method runs. */
 struct rpc_call {
     struct daemon *daemon;
     struct conn *conn;
+    const struct rpc_method *method;
     const cJSON *params; /* an object, perhaps empty */
     /* The answer: a result, or a code with its message and data. Owned by the call. */
     cJSON *result;
@@ -37,14 +37,14 @@ typedef void rpc_fn(struct rpc_call *call);
 
 struct rpc_method {
     const char *name;
-    enum rpc_role role;
+    enum role role; /* that it needs; ROLE_VIEWER for those that change nothing */
     rpc_fn *fn;
     const char *params; /* names that are accepted, separated by blanks */
 };
 
 /* The families' tables, ended by a row without a name. */
 extern const struct rpc_method methods_daemon[], methods_node[], methods_job[], methods_steer[],
-    methods_data[], methods_worker[];
+    methods_data[], methods_worker[], methods_auth[];
 
 /* Calls fn with the name of every method. */
 void rpc_each_method(void (*fn)(void *ctx, const char *name), void *ctx);
@@ -58,6 +58,13 @@ void rpc_handle_too_long(struct conn *c);
 /* Sets the error of a call. */
 void rpc_fail(struct rpc_call *call, int code, const char *fmt, ...) __attribute__((format(printf, 3, 4)));
 void rpc_fail_err(struct rpc_call *call, int code, const struct err *e);
+
+/* Error 1005 that names the limit, in its message and as data {limit, value, retry_ms?}. */
+void rpc_fail_limit(struct rpc_call *call, const struct limit_hit *hit);
+
+/* Counts n submitted jobs, whose resolved specs have at most n_bytes, against the caller's limits; false has
+ * set the error, 1002 for one that is too large and 1005 for one too many. */
+bool rpc_take_submission(struct rpc_call *call, int64_t n_jobs, int64_t n_bytes);
 
 /* Error 1002; takes ownership of the array of {pointer, message}, which is not empty. */
 void rpc_fail_spec(struct rpc_call *call, cJSON *errors);
@@ -75,13 +82,16 @@ int rpc_param_int(struct rpc_call *call, const char *name, bool required, int64_
 int rpc_param_str(struct rpc_call *call, const char *name, const char **out);
 int rpc_param_bool(struct rpc_call *call, const char *name, bool *out);
 
-/* The job that parameter "id" names, if the caller may touch it; NULL has set the error. */
+/* The job that parameter "id" names, if the caller may see it, and touch it where the method's role is above
+ * ROLE_VIEWER; NULL has set the error. */
 struct job *rpc_param_job(struct rpc_call *call);
 
 /* The caller's user name, or number where it has none. */
 void rpc_caller_name(const struct rpc_call *call, char *out, size_t size);
 
-/* May the caller see into and change this job? */
+/* May the caller see into this job, change it, see those of every user? */
+bool rpc_may_see(const struct rpc_call *call, const struct job *job);
 bool rpc_may_touch(const struct rpc_call *call, const struct job *job);
+bool rpc_sees_all(const struct rpc_call *call);
 
 #endif

@@ -99,6 +99,11 @@ void run_stop(struct run *r, int64_t grace_ms)
 
     if (r->ended || r->stop > STOP_ASKED)
         return;
+    if (r->waits) { /* there is nothing yet that could be stopped */
+        r->waits = false;
+        run_ended(r->daemon, r->job, r->attempt, &(struct launch_exit){.known = false});
+        return;
+    }
     if (r->stop == STOP_ASKED) {
         if (uv_timer_get_due_in(&r->escalate) > (uint64_t)grace_ms)
             uv_timer_start(&r->escalate, on_escalate, (uint64_t)grace_ms, 0);

@@ -21,6 +21,8 @@ struct run {
     enum stop_phase stop;
     char stopped_for[160]; /* why we ended it, unless that was a cancellation; "" = we did not */
     bool ended;            /* its end is with the journal */
+    bool waits;            /* its start was decided; the disk has no room for its run directory yet */
+    char waits_for[256];   /* what the disk says */
     uv_timer_t escalate, limit;
     int n_handles;
 };
@@ -30,6 +32,8 @@ struct actions {
     struct run *runs;
     int64_t n_runs;
     struct planner *planner;
+    uv_timer_t retry; /* launches again after the disk had no room */
+    int launch_fault, prepared_fault, launched_fault;
 };
 
 struct run *run_create(struct actions *a, const struct job *job);

@@ -4,6 +4,7 @@
 #include "common/fsutil.h"
 #include "common/json.h"
 #include "common/step_dir.h"
+#include "daemon/as_user.h"
 
 #include <dirent.h>
 #include <errno.h>
@@ -72,22 +73,60 @@ static int write_spec(const char *run_dir, const char *spec, struct err *e)
     return rc;
 }
 
-static int mark_attempt(const char *run_dir, int64_t id, int64_t attempt, int64_t n_ranks, struct err *e)
-{
-    char *path = run_dir_log(run_dir, -1), when[32], line[160];
-    int fd = open(path, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0666), rc;
+/* --- files in it --- */
 
-    clock_iso(clock_wall_ms(), when);
-    int n = snprintf(line, sizeof line, "%s%lld, attempt %lld, %lld ranks, %s\n", attempt_mark, (long long)id,
-                     (long long)attempt, (long long)n_ranks, when);
-    rc = fd < 0 ? err_set_errno(e, "%s", path) : fs_write_all(fd, line, (size_t)n, e);
-    if (fd >= 0)
-        close(fd);
+/* A regular file, or -1: opening anything else may wait, or do something. */
+static int open_file(const char *run_dir, const char *path, int flags, struct err *e)
+{
+    struct as_user as;
+    struct stat st;
+
+    if (as_user_enter_owner(&as, run_dir, e) < 0)
+        return -1;
+    int fd = open(path, flags | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK | O_NOCTTY, 0666);
+    int why = errno;
+    as_user_leave(&as);
+    errno = why;
+    if (fd < 0)
+        return err_set_errno(e, "%s", path);
+    if (fstat(fd, &st) == 0 && S_ISREG(st.st_mode))
+        return fd;
+    close(fd);
+    return err_set(e, "%s is not a file", path);
+}
+
+int run_dir_open(const char *run_dir, const char *path, struct err *e)
+{
+    return open_file(run_dir, path, O_RDONLY, e);
+}
+
+int run_dir_open_log(const char *run_dir, struct err *e)
+{
+    char *path = run_dir_log(run_dir, -1);
+    int fd = open_file(run_dir, path, O_WRONLY | O_CREAT | O_APPEND, e);
+
     free(path);
+    return fd;
+}
+
+static int mark_attempt(const char *run_dir, const struct run_dir_attempt *at, struct err *e)
+{
+    char when[32], line[160];
+    int fd = run_dir_open_log(run_dir, e);
+
+    if (fd < 0)
+        return -1;
+    clock_iso(clock_wall_ms(), when);
+    int n = snprintf(line, sizeof line, "%s%lld, attempt %lld, %lld ranks, %s\n", attempt_mark,
+                     (long long)at->job, (long long)at->attempt, (long long)at->n_ranks, when);
+    int rc = fs_write_all(fd, line, (size_t)n, e);
+    if (rc < 0)
+        err_wrap(e, "%s", run_dir);
+    close(fd);
     return rc;
 }
 
-int run_dir_forget_result(const char *run_dir, struct err *e)
+static int forget_result(const char *run_dir, struct err *e)
 {
     char *path = fs_join(run_dir, "result.json");
     int rc = unlink(path) < 0 && errno != ENOENT ? err_set_errno(e, "removing %s", path) : 0;
@@ -96,17 +135,126 @@ int run_dir_forget_result(const char *run_dir, struct err *e)
     return rc;
 }
 
-int run_dir_prepare(const char *run_dir, const char *spec, int64_t id, int64_t attempt, int64_t n_ranks,
-                    struct err *e)
+int run_dir_forget_result(const char *run_dir, struct err *e)
+{
+    struct as_user as;
+
+    if (as_user_enter_owner(&as, run_dir, e) < 0)
+        return -1;
+    int rc = forget_result(run_dir, e);
+    as_user_leave(&as);
+    return rc;
+}
+
+/* --- making it --- */
+
+/* Lets others pass through a directory of ours, and takes the rights `closed` away. */
+static int open_up(const char *dir, mode_t closed, struct err *e)
+{
+    struct stat st;
+
+    if (lstat(dir, &st) < 0)
+        return err_set_errno(e, "%s", dir);
+    mode_t now = st.st_mode & 07777, want = (now | 0011) & ~closed;
+    if (now == want || st.st_uid != 0)
+        return 0;
+    return chmod(dir, want) < 0 ? err_set_errno(e, "chmod of %s", dir) : 0;
+}
+
+static char *parent_of(const char *path)
+{
+    const char *slash = strrchr(path, '/');
+
+    return strndup(path, slash ? (size_t)(slash - path) : 0);
+}
+
+/* The two directories above are the state directory's own; those above that are the administrator's to open.
+ */
+static int open_way(const char *run_dir, const char *user, struct err *e)
+{
+    char *runs = parent_of(run_dir), *state = parent_of(runs);
+    struct as_user as;
+    int rc = -1;
+
+    if (open_up(runs, 0066, e) == 0 && open_up(state, 0, e) == 0 &&
+        as_user_enter_owner(&as, run_dir, e) == 0) {
+        rc = faccessat(AT_FDCWD, run_dir, X_OK | W_OK, AT_EACCESS);
+        int why = errno;
+        as_user_leave(&as);
+        if (rc < 0)
+            err_set(e, "user %s cannot work in %s: %s; may he enter the directories above it?", user, run_dir,
+                    strerror(why));
+    }
+    free(runs);
+    free(state);
+    return rc;
+}
+
+/* A directory that was made and not given away before a crash is empty. */
+static int make_dir_for(const char *run_dir, const struct identity *who, struct err *e)
+{
+    struct stat st;
+
+    if (mkdir(run_dir, 0700) < 0) {
+        if (errno != EEXIST || lstat(run_dir, &st) < 0)
+            return err_set_errno(e, "creating directory %s", run_dir);
+        if (S_ISDIR(st.st_mode) && st.st_uid == who->uid)
+            return 0;
+        if (!S_ISDIR(st.st_mode) || st.st_uid != 0 || rmdir(run_dir) < 0 || mkdir(run_dir, 0700) < 0)
+            return err_set(e, "%s is not a directory of user %s, whose job it is (of user %lu)", run_dir,
+                           who->name, (unsigned long)st.st_uid);
+    }
+    if (lchown(run_dir, who->uid, who->gid) < 0)
+        return err_set_errno(e, "chown of %s", run_dir);
+    return 0;
+}
+
+static int make_dir(const char *run_dir, int64_t uid, struct err *e)
+{
+    struct identity who;
+    char *runs;
+    int rc;
+
+    if (geteuid() != 0)
+        return fs_mkdir_p(run_dir, e);
+    if (identity_load(uid, &who, e) < 0)
+        return -1;
+    runs = parent_of(run_dir);
+    rc = fs_mkdir_p(runs, e) < 0 || make_dir_for(run_dir, &who, e) < 0 ? -1 : 0;
+    if (rc == 0 && who.uid != 0)
+        rc = open_way(run_dir, who.name, e);
+    free(runs);
+    identity_free(&who);
+    return rc;
+}
+
+/* What the owner himself could have made there. */
+static int fill_dir(const char *run_dir, const char *spec, struct err *e)
 {
     char *log = fs_join(run_dir, "log");
-    int rc = fs_mkdir_p(log, e);
+    struct stat st;
+    int rc = 0;
 
+    if (mkdir(log, 0777) < 0 && errno != EEXIST)
+        rc = err_set_errno(e, "creating directory %s", log);
+    else if (lstat(log, &st) < 0 || !S_ISDIR(st.st_mode))
+        rc = err_set(e, "%s exists and is not a directory", log);
     free(log);
-    if (rc < 0 || write_spec(run_dir, spec, e) < 0 || run_dir_forget_result(run_dir, e) < 0)
-        return -1;
-    return mark_attempt(run_dir, id, attempt, n_ranks, e);
+    return rc < 0 || write_spec(run_dir, spec, e) < 0 || forget_result(run_dir, e) < 0 ? -1 : 0;
 }
+
+int run_dir_prepare(const char *run_dir, const char *spec, const struct run_dir_attempt *at, struct err *e)
+{
+    struct as_user as;
+
+    if (make_dir(run_dir, at->uid, e) < 0 || as_user_enter_owner(&as, run_dir, e) < 0)
+        return -1;
+    int rc = fill_dir(run_dir, spec, e);
+    as_user_leave(&as);
+    return rc < 0 ? -1 : mark_attempt(run_dir, at, e);
+}
+
+/* --- what an attempt has left there --- */
 
 bool run_dir_has_run(const char *run_dir)
 {
@@ -124,20 +272,38 @@ bool run_dir_has_run(const char *run_dir)
 int64_t run_dir_checkpoint_step(const char *run_dir)
 {
     char *path = fs_join(run_dir, "checkpoints");
-    int64_t newest = step_dir_newest(path);
+    struct as_user as;
+    int64_t newest = -1;
 
+    if (as_user_enter_owner(&as, run_dir, NULL) == 0) {
+        newest = step_dir_newest(path);
+        as_user_leave(&as);
+    }
     free(path);
     return newest;
 }
 
+static cJSON *read_json(const char *run_dir, const char *name, size_t max_bytes)
+{
+    char *path = fs_join(run_dir, name), *text;
+    int fd = run_dir_open(run_dir, path, NULL);
+    size_t len;
+    cJSON *v = NULL;
+
+    if (fd >= 0 && fs_read_fd(fd, path, max_bytes, &text, &len, NULL) == 0) {
+        v = json_parse(text, len, NULL);
+        free(text);
+    }
+    free(path);
+    return v;
+}
+
 int run_dir_result(const char *run_dir, struct run_result *out)
 {
-    char *path = fs_join(run_dir, "result.json");
-    cJSON *v = json_read_file(path, MAX_RESULT_BYTES, NULL);
+    cJSON *v = read_json(run_dir, "result.json", MAX_RESULT_BYTES);
     const cJSON *status = v ? json_find(v, "status") : NULL, *reason = v ? json_find(v, "reason") : NULL;
     int rc = -1;
 
-    free(path);
     if (cJSON_IsString(status)) {
         snprintf(out->status, sizeof out->status, "%s", status->valuestring);
         out->peer_lost = cJSON_IsTrue(json_find(v, "peer_lost"));
@@ -151,7 +317,7 @@ int run_dir_result(const char *run_dir, struct run_result *out)
 char *run_dir_launcher_tail(const char *run_dir)
 {
     char *path = run_dir_log(run_dir, -1), *text = xcalloc(1, TAIL_BYTES + 1);
-    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    int fd = run_dir_open(run_dir, path, NULL);
     struct stat st;
 
     free(path);

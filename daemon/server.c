@@ -2,32 +2,37 @@
  *
  * Connections form a list. Those with messages left over from their last turn are paused (conn.h) and get one
  * more turn per loop iteration, driven by `idle`, which runs only while there are any. `sweep` looks once a
- * second for clients that take nothing of what was sent to them.
+ * second for clients that take nothing of what was sent to them, do not say who they are, or came by a token
+ * that is no longer good; and for a renewed certificate.
  */
 #include "daemon/server.h"
 #include "common/clock.h"
 #include "common/fsutil.h"
-#include "daemon/conn.h"
 #include "daemon/daemon.h"
+#include "daemon/limits.h"
+#include "daemon/listener.h"
+#include "daemon/tokens.h"
+#include "proto/tls.h"
 
-#include <errno.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/socket.h>
 #include <sys/stat.h>
-#include <sys/un.h>
-#include <unistd.h>
 
-enum { BACKLOG = 512, SWEEP_MS = 1000, N_BUCKETS = 1024, READ_BYTES = 65536 };
+enum { SWEEP_MS = 1000, N_BUCKETS = 1024, READ_BYTES = 65536 };
 
-struct listener {
-    uv_pipe_t pipe; /* must be first */
-    struct server *server;
-    bool open;
+/* A file as it was when it was read. */
+struct file_mark {
+    struct timespec mtime;
+    ino_t ino;
 };
 
 struct server {
     struct daemon *daemon;
+    struct access *access;
+    struct limits *limits;
+    struct tokens *tokens;
+    struct tls *tls; /* NULL without TCP */
+    struct file_mark cert, key;
     struct listener *listeners;
     size_t n_listeners;
     uv_check_t check;
@@ -45,6 +50,21 @@ struct server {
 struct server_counts *server_counts(struct server *s)
 {
     return &s->counts;
+}
+
+struct access *server_access(struct server *s)
+{
+    return s->access;
+}
+
+struct limits *server_limits(struct server *s)
+{
+    return s->limits;
+}
+
+struct tokens *server_tokens(struct server *s)
+{
+    return s->tokens;
 }
 
 void server_each(struct server *s, void (*fn)(struct conn *c, void *ctx), void *ctx)
@@ -88,27 +108,29 @@ uv_buf_t server_read_buf(struct server *s)
 
 /* --- clients --- */
 
-static void refuse(struct conn *c, int64_t max)
+/* One client more than there may be, of all or of this user. */
+static bool is_too_many(struct conn *c, const struct options *o, struct limit_hit *hit)
 {
-    char why[96];
-
-    snprintf(why, sizeof why, "too many clients: %lld are connected already", (long long)max);
-    c->close_when_flushed = true;
-    conn_send(c, rpc_error(NULL, RPC_OVERLOADED, why, NULL));
-    if (!c->closing && !conn_unsent(c))
-        conn_close(c, NULL);
+    if (server_counts(c->daemon->server)->n_clients <= o->max_clients)
+        return conn_count(c, hit) < 0;
+    snprintf(hit->message, sizeof hit->message,
+             "too many clients: %lld are connected already (--max-clients)", (long long)o->max_clients);
+    return true;
 }
 
 static void on_connection(uv_stream_t *stream, int status)
 {
-    struct server *s = ((struct listener *)stream)->server;
+    struct listener *l = (struct listener *)stream;
+    struct server *s = l->owner;
     struct daemon *d = s->daemon;
+    struct limit_hit hit;
 
     if (status < 0) {
         log_warn(&d->log, "a client could not be accepted: %s", uv_strerror(status));
         return;
     }
-    struct conn *c = conn_accept(d, stream, ++s->last_id);
+    struct channel *channel = l->kind == CONN_TCP ? tls_accept(s->tls) : channel_plain_create();
+    struct conn *c = conn_accept(d, stream, l->kind, channel, ++s->last_id);
     if (!c)
         return;
     c->next = s->conns;
@@ -118,12 +140,10 @@ static void on_connection(uv_stream_t *stream, int status)
     s->conns = c;
     add_to_index(s, c);
     s->counts.n_accepted++;
-    if (++s->counts.n_clients > d->options->max_clients) {
+    s->counts.n_clients++;
+    if (is_too_many(c, d->options, &hit)) {
         s->counts.n_refused++;
-        log_warn(&d->log, "client %llu (uid %lld, pid %lld) refused: %lld clients are connected already",
-                 (unsigned long long)c->id, (long long)c->uid, (long long)c->pid,
-                 (long long)d->options->max_clients);
-        refuse(c, d->options->max_clients);
+        conn_dismiss(c, RPC_OVERLOADED, hit.message);
     }
 }
 
@@ -172,94 +192,60 @@ static void sweep_conn(struct conn *c, void *ctx)
 
     if (c->stalled_since_ns && *now - c->stalled_since_ns > (int64_t)CONN_STALL_MS * 1000000)
         conn_close(c, "it has read nothing for too long");
+    else if (c->login_by_ns && *now > c->login_by_ns)
+        conn_close(c, channel_is_open(c->channel) ? "it has not logged in in time (--login-ms)"
+                                                  : "its TLS handshake took too long (--login-ms)");
+    else if (c->token && !tokens_get(c->daemon->server->tokens, c->token, clock_wall_ms()))
+        conn_dismiss(c, RPC_NOT_LOGGED_IN, "the token of this connection has expired or was revoked");
+}
+
+static struct file_mark mark_of(const char *path)
+{
+    struct stat st;
+
+    return stat(path, &st) < 0 ? (struct file_mark){0} : (struct file_mark){st.st_mtim, st.st_ino};
+}
+
+static bool same_mark(struct file_mark a, struct file_mark b)
+{
+    return a.ino == b.ino && a.mtime.tv_sec == b.mtime.tv_sec && a.mtime.tv_nsec == b.mtime.tv_nsec;
+}
+
+/* Reads certificate and key when they are others than before. While the new ones are of no use (one of them
+ * is still being written, say) the old ones stay. */
+static int refresh_tls(struct server *s, struct err *e)
+{
+    const struct options *o = s->daemon->options;
+    struct file_mark cert = mark_of(o->tls_cert), key = mark_of(o->tls_key);
+
+    if (s->tls && same_mark(cert, s->cert) && same_mark(key, s->key))
+        return 0;
+    s->cert = cert;
+    s->key = key;
+    struct tls *tls = tls_server_create(o->tls_cert, o->tls_key, e);
+    if (!tls)
+        return -1;
+    if (s->tls)
+        log_info(&s->daemon->log, "new certificate from %s", o->tls_cert);
+    tls_destroy(s->tls);
+    s->tls = tls;
+    return 0;
 }
 
 static void on_sweep(uv_timer_t *t)
 {
+    struct server *s = t->data;
     int64_t now = clock_mono_ns();
+    struct err e = ERR_INIT;
 
-    server_each(t->data, sweep_conn, &now);
+    tokens_tend(s->tokens);
+    limits_tend(s->limits, now);
+    if (s->tls && refresh_tls(s, &e) < 0)
+        log_error(&s->daemon->log, "the new certificate is not used: %s", e.msg);
+    server_each(s, sweep_conn, &now);
 }
 
-/* --- listening --- */
-
-static int fill_address(const char *path, struct sockaddr_un *sa, struct err *e)
-{
-    *sa = (struct sockaddr_un){.sun_family = AF_UNIX};
-    if (strlen(path) >= sizeof sa->sun_path)
-        return err_set(e, "socket path %s has %zu bytes, at most %zu are possible", path, strlen(path),
-                       sizeof sa->sun_path - 1);
-    strcpy(sa->sun_path, path);
-    return 0;
-}
-
-/* Removes a socket file that nobody answers on. */
-static int clear_stale(const char *path, struct err *e)
-{
-    struct sockaddr_un sa;
-    struct stat st;
-
-    if (fill_address(path, &sa, e) < 0)
-        return -1;
-    if (lstat(path, &st) < 0)
-        return errno == ENOENT ? 0 : err_set_errno(e, "%s", path);
-    if (!S_ISSOCK(st.st_mode))
-        return err_set(e, "%s exists and is not a socket", path);
-    int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
-    if (fd < 0)
-        return err_set_errno(e, "socket");
-    int rc = connect(fd, (struct sockaddr *)&sa, sizeof sa), why = errno;
-    close(fd);
-    if (rc == 0 || why == EAGAIN)
-        return err_set(e, "%s: another program answers there", path);
-    if (why != ECONNREFUSED)
-        return err_set(e, "%s: %s", path, strerror(why));
-    return unlink(path) < 0 ? err_set_errno(e, "removing the stale socket %s", path) : 0;
-}
-
-/* The directory of a socket in a public place must be ours, or a stranger could put his socket in its place.
- */
-static int check_parent(const char *path, bool is_default, struct err *e)
-{
-    char *dir = xstrdup(path), *slash = strrchr(dir, '/');
-    struct stat st;
-    int rc = 0;
-
-    *slash = 0;
-    if (*dir && !fs_exists(dir)) {
-        rc = fs_mkdir_p(dir, e);
-        if (rc == 0 && chmod(dir, 0700) < 0)
-            rc = err_set_errno(e, "chmod of %s", dir);
-    }
-    if (rc == 0 && *dir && is_default &&
-        (lstat(dir, &st) < 0 || !S_ISDIR(st.st_mode) || (st.st_uid != getuid() && st.st_uid != 0)))
-        rc = err_set(e, "%s is not a directory of this user: choose another socket with --listen", dir);
-    free(dir);
-    return rc;
-}
-
-static int listen_on(struct server *s, struct listener *l, const char *path, struct err *e)
-{
-    struct daemon *d = s->daemon;
-    int rc;
-
-    if (check_parent(path, d->options->default_address, e) < 0 || clear_stale(path, e) < 0)
-        return -1;
-    l->server = s;
-    l->pipe.data = s;
-    uv_pipe_init(&d->loop, &l->pipe, 0);
-    l->open = true;
-    s->n_handles++;
-    if ((rc = uv_pipe_bind(&l->pipe, path)) < 0)
-        return err_set(e, "listening on %s: %s", path, uv_strerror(rc));
-    /* Nobody can connect before listen(), so the mode is right from the first client on. */
-    if (chmod(path, 0660) < 0)
-        return err_set_errno(e, "chmod of %s", path);
-    if ((rc = uv_listen((uv_stream_t *)&l->pipe, BACKLOG, on_connection)) < 0)
-        return err_set(e, "listening on %s: %s", path, uv_strerror(rc));
-    log_info(&d->log, "listening on unix:%s", path);
-    return 0;
-}
+/* --- life --- */
 
 static void on_closed(uv_handle_t *h)
 {
@@ -268,6 +254,10 @@ static void on_closed(uv_handle_t *h)
     if (--s->n_handles > 0 || !s->destroyed)
         return;
     free(s->listeners);
+    tls_destroy(s->tls);
+    tokens_close(s->tokens);
+    limits_destroy(s->limits);
+    access_destroy(s->access);
     free(s);
 }
 
@@ -276,7 +266,7 @@ void server_stop_listening(struct server *s)
     for (size_t i = 0; i < s->n_listeners; i++)
         if (s->listeners[i].open) {
             s->listeners[i].open = false;
-            uv_close((uv_handle_t *)&s->listeners[i].pipe, on_closed);
+            uv_close(&s->listeners[i].socket.handle, on_closed);
         }
 }
 
@@ -306,25 +296,72 @@ void server_destroy(struct server *s)
     uv_close((uv_handle_t *)&s->sweep, on_closed);
 }
 
+static int listen_on(struct server *s, struct listener *l, const char *address, enum conn_kind kind,
+                     struct err *e)
+{
+    struct daemon *d = s->daemon;
+
+    l->kind = kind;
+    l->owner = s;
+    int rc = listener_open(l, &d->loop, address, d->options->default_address, on_connection, e);
+    if (l->open) {
+        l->socket.handle.data = s;
+        s->n_handles++;
+    }
+    if (rc < 0)
+        return -1;
+    char *where = listener_address(l, address);
+    log_info(&d->log, "listening on %s%s", where, kind == CONN_GUEST ? " for workers of other users" : "");
+    free(where);
+    return 0;
+}
+
+static int listen_on_all(struct server *s, struct err *e)
+{
+    const struct options *o = s->daemon->options;
+
+    s->n_listeners = o->listen.n_items + (o->guest_link_address ? 1 : 0);
+    s->listeners = xcalloc(s->n_listeners, sizeof *s->listeners);
+    for (size_t i = 0; i < o->listen.n_items; i++) {
+        const char *address = o->listen.items[i];
+        enum conn_kind kind = strncmp(address, "tcp:", 4) == 0 ? CONN_TCP : CONN_LOCAL;
+        if (listen_on(s, &s->listeners[i], address, kind, e) < 0)
+            return -1;
+    }
+    if (!o->guest_link_address)
+        return 0;
+    return listen_on(s, &s->listeners[s->n_listeners - 1], o->guest_link_address, CONN_GUEST, e);
+}
+
+static int open_parts(struct server *s, struct err *e)
+{
+    const struct options *o = s->daemon->options;
+    char *path = fs_join(o->state_dir, "tokens.json");
+
+    s->limits = limits_create(o);
+    s->access = access_create(o, e);
+    s->tokens = s->access ? tokens_open(path, &s->daemon->log, e) : NULL;
+    free(path);
+    if (!s->tokens)
+        return -1;
+    return o->tls_cert ? refresh_tls(s, e) : 0;
+}
+
 struct server *server_create(struct daemon *d, struct err *e)
 {
     struct server *s = xcalloc(1, sizeof *s);
-    const struct conf_list *addresses = &d->options->listen;
 
     s->daemon = d;
-    s->n_listeners = addresses->n_items;
-    s->listeners = xcalloc(s->n_listeners, sizeof *s->listeners);
     uv_check_init(&d->loop, &s->check);
     uv_idle_init(&d->loop, &s->idle);
     uv_timer_init(&d->loop, &s->sweep);
     s->check.data = s->idle.data = s->sweep.data = s;
     s->n_handles = 3;
+    if (open_parts(s, e) < 0 || listen_on_all(s, e) < 0) {
+        server_destroy(s);
+        return NULL;
+    }
     uv_check_start(&s->check, on_check);
     uv_timer_start(&s->sweep, on_sweep, SWEEP_MS, SWEEP_MS);
-    for (size_t i = 0; i < s->n_listeners; i++)
-        if (listen_on(s, &s->listeners[i], addresses->items[i] + strlen("unix:"), e) < 0) {
-            server_destroy(s);
-            return NULL;
-        }
     return s;
 }

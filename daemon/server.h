@@ -6,15 +6,17 @@
 #include <uv.h>
 #include "common/err.h"
 
-struct daemon;
+struct access;
 struct conn;
+struct daemon;
+struct limits;
+struct tokens;
 
 struct server_counts {
     int64_t n_clients, n_accepted, n_refused, n_dropped, n_requests;
 };
 
-/* Listens on every address of the options. A socket file that nobody answers on is replaced; one that
- * somebody answers on is an error. */
+/* Reads what says who may come in, and listens on every address of the options. */
 struct server *server_create(struct daemon *d, struct err *e);
 
 /* Takes no more clients; what is to be sent still leaves. */
@@ -39,5 +41,10 @@ uv_buf_t server_read_buf(struct server *s);
 void server_each(struct server *s, void (*fn)(struct conn *c, void *ctx), void *ctx);
 
 struct server_counts *server_counts(struct server *s);
+
+/* Who may do what, how much, and by which tokens. */
+struct access *server_access(struct server *s);
+struct limits *server_limits(struct server *s);
+struct tokens *server_tokens(struct server *s);
 
 #endif

@@ -20,6 +20,23 @@ static int make_private_dir(const char *path, struct err *e)
     return chmod(path, 0700) < 0 ? err_set_errno(e, "chmod of %s", path) : 0;
 }
 
+/* The database holds the tokens of attempts, and its directory may be one that others may pass through. Files
+ * of before may have another mode than those that are made now (open_store in daemon.c). */
+static int make_database_private(const char *dir, struct err *e)
+{
+    static const char *const names[] = {"state.db", "state.db-wal", "state.db-shm"};
+    int rc = 0;
+
+    for (size_t i = 0; i < sizeof names / sizeof *names && rc == 0; i++) {
+        char *path = fs_join(dir, names[i]);
+        struct stat st;
+        if (lstat(path, &st) == 0 && S_ISREG(st.st_mode) && st.st_mode & 0077 && chmod(path, 0600) < 0)
+            rc = err_set_errno(e, "chmod of %s", path);
+        free(path);
+    }
+    return rc;
+}
+
 static int write_pid(int fd, const char *path, struct err *e)
 {
     char text[32];
@@ -52,6 +69,8 @@ int state_dir_lock(const char *path, struct err *e)
     int fd = open(lock, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
     int rc = fd < 0 ? err_set_errno(e, "%s", lock) : take(fd, lock, path, e);
 
+    if (rc == 0)
+        rc = make_database_private(path, e);
     free(lock);
     if (rc < 0 && fd >= 0)
         close(fd);

@@ -71,12 +71,18 @@ static bool beside_exists(const char *path, const char *suffix)
     return there;
 }
 
-int store_check_parts(const char *path, struct err *e)
+static bool is_empty(const char *path)
 {
     struct stat st;
+
+    return stat(path, &st) == 0 && S_ISREG(st.st_mode) && st.st_size == 0;
+}
+
+int store_check_parts(const char *path, struct err *e)
+{
     bool marked = beside_exists(path, "-open"), wal = beside_exists(path, "-wal");
 
-    if (stat(path, &st) < 0 && (marked || wal))
+    if (!fs_exists(path) && (marked || wal))
         return err_set(
             e,
             "%s is missing, but %s%s is there: put it back, or restore all from a copy; to start with an "
@@ -122,6 +128,16 @@ static void unmark_open(struct store *s)
     free(mark);
 }
 
+/* A look that led to nothing may have made a WAL: SQLite shall take it away again. */
+static void leave_no_wal(struct store *s)
+{
+    char *wal = xasprintf("%s-wal", s->path);
+
+    if (is_empty(wal) && !beside_exists(s->path, "-open"))
+        sqlite3_db_config(s->db, SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 0, NULL);
+    free(wal);
+}
+
 static int open_db(struct store *s, const char *uri, int flags, struct err *e)
 {
     if (sqlite3_open_v2(uri, &s->db, flags | SQLITE_OPEN_NOMUTEX, NULL) != SQLITE_OK)
@@ -134,13 +150,11 @@ static int open_db(struct store *s, const char *uri, int flags, struct err *e)
 /* Creates the file when there is none. */
 static int require_file(const char *path, struct err *e)
 {
-    struct stat st;
-
     if (store_check_parts(path, e) < 0)
         return -1;
-    if (stat(path, &st) < 0)
+    if (!fs_exists(path))
         return store_schema_create(path, e);
-    return st.st_size == 0 ? store_sql_damaged(path, "it is empty", e) : 0;
+    return is_empty(path) ? store_sql_damaged(path, "it is empty", e) : 0;
 }
 
 static int open_whole(struct store *s, struct err *e)
@@ -192,7 +206,13 @@ static char *make_uri(const char *path, const char *query)
 
 struct store *store_open_to_check(const char *path, struct err *e)
 {
-    struct store *s = xcalloc(1, sizeof *s);
+    struct store *s;
+
+    if (is_empty(path)) {
+        store_sql_damaged(path, "it is empty", e);
+        return NULL;
+    }
+    s = xcalloc(1, sizeof *s);
     /* Without a WAL the file is all there is, and "immutable" leaves no trace beside it. */
     char *uri = make_uri(path, beside_exists(path, "-wal") ? "mode=ro" : "mode=ro&immutable=1");
     int rc;
@@ -220,6 +240,8 @@ void store_close(struct store *s)
         sqlite3_finalize(s->st[i]);
     if (s->marked)
         unmark_open(s);
+    else
+        leave_no_wal(s);
     sqlite3_close(s->db);
     free(s->path);
     free(s);

@@ -23,6 +23,9 @@ static void found(const struct finder *f, const char *fmt, ...)
     va_start(ap, fmt);
     vsnprintf(text, sizeof text, fmt, ap);
     va_end(ap);
+    for (char *p = text; *p; p++)
+        if (*p == '\n')
+            *p = ' ';
     f->fn(f->ctx, text);
 }
 

@@ -1,7 +1,8 @@
 /* store_schema - see store_schema.h.
  *
- * A version is a row of `steps`, and never changes once it was released: a new one is a new row. A new
- * database goes through all of them, so that it cannot differ from one that has grown up.
+ * A version is a row of `steps`, and never changes once it was released: a new one is a new row, with a dump
+ * of such a database in tests/unit/daemon/data. A new database goes through all of them, so that it cannot
+ * differ from one that has grown up.
  */
 #include "daemon/store_schema.h"
 #include "common/fault.h"

@@ -46,6 +46,7 @@ static void attach(struct rpc_call *call)
         rpc_fail_err(call, RPC_FORBIDDEN, &e);
         return;
     }
+    conn_attached(call->conn);
     call->result = cJSON_CreateObject();
     cJSON_AddTrueToObject(call->result, "accepted");
     /* What was asked before it came (back) has not reached it. */

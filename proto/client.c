@@ -1,7 +1,7 @@
 /* client - see client.h.
  *
  * The socket does not block; every wait is a poll(2) with a deadline. A message is either taken whole or not
- * at all: what the socket did not take of a message stays in `out` and leaves before the next one, so that
+ * at all: what the socket did not take of a message stays in `wire` and leaves before the next one, so that
  * giving up on a full socket never cuts a line in two. Lines that arrive are sorted into the awaited answer
  * and the queue of notifications; answers to calls that timed out are recognised by their id and dropped.
  */
@@ -9,11 +9,15 @@
 #include "common/buf.h"
 #include "common/clock.h"
 #include "common/json.h"
+#include "proto/address.h"
 #include "proto/frame.h"
 #include "proto/rpc_msg.h"
+#include "proto/tls.h"
 
 #include <errno.h>
 #include <fcntl.h>
+#include <netdb.h>
+#include <netinet/tcp.h>
 #include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -22,7 +26,13 @@
 #include <sys/un.h>
 #include <unistd.h>
 
-enum { MAX_QUEUED = 100000, READ_BYTES = 65536, CONNECT_TIMEOUT_S = 5 };
+enum {
+    MAX_QUEUED = 100000,
+    READ_BYTES = 65536,
+    CONNECT_TIMEOUT_S = 5,
+    OUT_BYTES = 2 * FRAME_MAX_BYTES,
+    WIRE_BYTES = OUT_BYTES + OUT_BYTES / 64 /* TLS adds some bytes to each record */
+};
 
 struct note {
     struct note *next;
@@ -32,10 +42,12 @@ struct note {
 struct client {
     int fd;
     int64_t last_id;
+    struct channel *channel;
     struct frame frame;
-    struct buf out;
+    struct buf out, wire; /* what is to be said, and in the form in which it leaves */
     struct note *head, **tail;
     int n_queued;
+    bool ended; /* the peer has said that no more will come */
 };
 
 char *client_default_address(void)
@@ -50,64 +62,6 @@ char *client_default_address(void)
     if (getuid() == 0)
         return xstrdup("unix:/run/batchformer.sock");
     return xasprintf("unix:/tmp/batchformer-%lu/batchformer.sock", (unsigned long)getuid());
-}
-
-static int make_address(const char *address, struct sockaddr_un *sa, struct err *e)
-{
-    const char *path = address + 5;
-
-    if (strncmp(address, "unix:", 5) != 0 || !*path)
-        return err_set_kind(e, ERR_USAGE, "address '%s': unix:PATH is accepted", address);
-    *sa = (struct sockaddr_un){.sun_family = AF_UNIX};
-    if (strlen(path) >= sizeof sa->sun_path)
-        return err_set_kind(e, ERR_USAGE,
-                            "address '%s': the path has %zu bytes, a socket's may have at most %zu", address,
-                            strlen(path), sizeof sa->sun_path - 1);
-    strcpy(sa->sun_path, path);
-    return 0;
-}
-
-struct client *client_connect(const char *address, struct err *e)
-{
-    struct sockaddr_un sa;
-    struct timeval limit = {.tv_sec = CONNECT_TIMEOUT_S};
-
-    if (make_address(address, &sa, e) < 0)
-        return NULL;
-    int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
-    if (fd < 0) {
-        err_set_errno(e, "socket");
-        return NULL;
-    }
-    /* A full backlog makes connect() wait; the send timeout bounds that. */
-    setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &limit, sizeof limit);
-    if (connect(fd, (struct sockaddr *)&sa, sizeof sa) < 0 || fcntl(fd, F_SETFL, O_NONBLOCK) < 0) {
-        err_set_kind(e, ERR_UNREACHABLE, "no coordinator answers at %s: %s", address, strerror(errno));
-        close(fd);
-        return NULL;
-    }
-    struct client *c = xcalloc(1, sizeof *c);
-    c->fd = fd;
-    c->tail = &c->head;
-    frame_init(&c->frame);
-    buf_init(&c->out, 2 * FRAME_MAX_BYTES);
-    return c;
-}
-
-void client_close(struct client *c)
-{
-    if (!c)
-        return;
-    while (c->head) {
-        struct note *n = c->head;
-        c->head = n->next;
-        cJSON_Delete(n->doc);
-        free(n);
-    }
-    frame_free(&c->frame);
-    buf_free(&c->out);
-    close(c->fd);
-    free(c);
 }
 
 int client_fd(const struct client *c)
@@ -134,20 +88,23 @@ static int gone(struct err *e, const char *why)
     return err_set_kind(e, ERR_UNREACHABLE, "the connection to the coordinator is gone: %s", why);
 }
 
-/* Sends what it can of `out` without waiting. */
+/* Sends what it can without waiting. */
 static int flush_some(struct client *c, struct err *e)
 {
-    while (c->out.len) {
-        ssize_t n = send(c->fd, c->out.data, c->out.len, MSG_NOSIGNAL);
+    for (;;) {
+        if (!c->wire.len && channel_seal(c->channel, &c->out, &c->wire, e) < 0)
+            return -1;
+        if (!c->wire.len)
+            return 0;
+        ssize_t n = send(c->fd, c->wire.data, c->wire.len, MSG_NOSIGNAL);
         if (n < 0 && errno == EINTR)
             continue;
         if (n < 0 && (errno == EAGAIN || errno == EWOULDBLOCK))
             return 0;
         if (n < 0)
             return gone(e, strerror(errno));
-        buf_consume(&c->out, (size_t)n);
+        buf_consume(&c->wire, (size_t)n);
     }
-    return 0;
 }
 
 static void enqueue(struct client *c, cJSON *doc)
@@ -215,21 +172,35 @@ static int sort_lines(struct client *c, int64_t id, cJSON **answer, struct err *
     return 0;
 }
 
+/* What came. With the peer's good-bye there may have come its last words, which are heard first. The peer
+ * learns from what the channel has to say why something was not taken. */
+static int take_bytes(struct client *c, const char *bytes, size_t n, struct err *e)
+{
+    int rc = channel_take(c->channel, bytes, n, &c->frame, e);
+
+    c->ended = rc > 0;
+    if (rc >= 0)
+        return 1;
+    flush_some(c, NULL);
+    e->kind = ERR_UNREACHABLE;
+    return -1;
+}
+
 /* Reads once without waiting. Returns 1 when something came, 0 when not, -1 when the peer is gone. */
 static int read_some(struct client *c, struct err *e)
 {
+    if (c->ended)
+        return gone(e, "it closed the connection");
     char *chunk = xmalloc(READ_BYTES);
     ssize_t n = recv(c->fd, chunk, READ_BYTES, 0);
     int rc = 0;
 
-    if (n > 0) {
-        frame_push(&c->frame, chunk, (size_t)n);
-        rc = 1;
-    } else if (n == 0) {
+    if (n > 0)
+        rc = take_bytes(c, chunk, (size_t)n, e);
+    else if (n == 0)
         rc = gone(e, "it closed the connection");
-    } else if (errno != EAGAIN && errno != EWOULDBLOCK && errno != EINTR) {
+    else if (errno != EAGAIN && errno != EWOULDBLOCK && errno != EINTR)
         rc = gone(e, strerror(errno));
-    }
     free(chunk);
     return rc;
 }
@@ -238,10 +209,177 @@ static int read_some(struct client *c, struct err *e)
  */
 static int wait_io(struct client *c, int64_t deadline_ns)
 {
-    struct pollfd p = {c->fd, (short)(POLLIN | (c->out.len ? POLLOUT : 0)), 0};
+    struct pollfd p = {c->fd, (short)(POLLIN | (c->wire.len ? POLLOUT : 0)), 0};
 
     return poll(&p, 1, poll_ms(deadline_ns)) < 0 && errno == EINTR;
 }
+
+/* --- connecting --- */
+
+static int read_address(const char *text, struct address *a, struct err *e)
+{
+    size_t most = sizeof((struct sockaddr_un *)0)->sun_path - 1;
+
+    if (address_parse(text, a, e) < 0)
+        return -1;
+    if (!a->is_tcp && strlen(a->path) > most)
+        return err_set_kind(e, ERR_USAGE,
+                            "address '%s': the path has %zu bytes, a socket's may have at most %zu", text,
+                            strlen(a->path), most);
+    return 0;
+}
+
+static int connect_unix(const struct address *a)
+{
+    struct sockaddr_un sa = {.sun_family = AF_UNIX};
+    struct timeval limit = {.tv_sec = CONNECT_TIMEOUT_S};
+    int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+
+    if (fd < 0)
+        return -1;
+    strcpy(sa.sun_path, a->path);
+    /* A full backlog makes connect() wait; the send timeout bounds that. */
+    setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &limit, sizeof limit);
+    if (connect(fd, (struct sockaddr *)&sa, sizeof sa) == 0 && fcntl(fd, F_SETFL, O_NONBLOCK) == 0)
+        return fd;
+    int why = errno;
+    close(fd);
+    errno = why;
+    return -1;
+}
+
+/* One of a host's addresses. -1 with errno. */
+static int connect_one(const struct addrinfo *to, int64_t deadline_ns)
+{
+    int fd = socket(to->ai_family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0), on = 1, why = 0;
+    socklen_t len = sizeof why;
+
+    if (fd < 0)
+        return -1;
+    if (connect(fd, to->ai_addr, to->ai_addrlen) < 0) {
+        struct pollfd p = {fd, POLLOUT, 0};
+        why = errno;
+        while (why == EINPROGRESS) {
+            int n = poll(&p, 1, poll_ms(deadline_ns));
+            if (n == 0)
+                why = ETIMEDOUT;
+            else if (n > 0 && getsockopt(fd, SOL_SOCKET, SO_ERROR, &why, &len) < 0)
+                why = errno;
+        }
+    }
+    if (why) {
+        close(fd);
+        errno = why;
+        return -1;
+    }
+    setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
+    setsockopt(fd, SOL_SOCKET, SO_KEEPALIVE, &on, sizeof on);
+    return fd;
+}
+
+static int connect_tcp(const struct address *a, int64_t deadline_ns, const char **why)
+{
+    struct addrinfo hints = {.ai_socktype = SOCK_STREAM}, *list = NULL;
+    int fd = -1, rc = getaddrinfo(a->host, a->port, &hints, &list);
+
+    if (rc) {
+        *why = rc == EAI_SYSTEM ? strerror(errno) : gai_strerror(rc);
+        return -1;
+    }
+    for (const struct addrinfo *to = list; to && fd < 0; to = to->ai_next)
+        fd = connect_one(to, deadline_ns);
+    if (fd < 0)
+        *why = strerror(errno);
+    freeaddrinfo(list);
+    return fd;
+}
+
+static struct channel *make_channel(const struct address *a, const char *ca, struct err *e)
+{
+    if (!a->is_tcp)
+        return channel_plain_create();
+    struct tls *tls = tls_client_create(ca, e);
+    struct channel *ch = tls ? tls_connect(tls, a->host, e) : NULL;
+    tls_destroy(tls);
+    return ch;
+}
+
+/* Until lines can pass. */
+static int shake_hands(struct client *c, int64_t deadline_ns, struct err *e)
+{
+    for (;;) {
+        if (flush_some(c, e) < 0)
+            return -1;
+        if (channel_is_open(c->channel))
+            return 0;
+        if (clock_mono_ns() >= deadline_ns)
+            return gone(e, "no TLS handshake in time");
+        wait_io(c, deadline_ns);
+        if (read_some(c, e) < 0)
+            return -1;
+    }
+}
+
+struct client *client_connect(const char *address, struct err *e)
+{
+    const char *ca = getenv("BATCHFORMER_CA");
+
+    return client_connect_trusting(address, ca && *ca ? ca : NULL, e);
+}
+
+struct client *client_connect_trusting(const char *address, const char *ca, struct err *e)
+{
+    int64_t deadline = deadline_of(CONNECT_TIMEOUT_S * 1000);
+    struct err local = ERR_INIT;
+    const char *why = NULL;
+    struct address a;
+
+    e = e ? e : &local;
+    if (read_address(address, &a, e) < 0)
+        return NULL;
+    struct channel *channel = make_channel(&a, ca, e);
+    if (!channel)
+        return NULL;
+    int fd = a.is_tcp ? connect_tcp(&a, deadline, &why) : connect_unix(&a);
+    if (fd < 0) {
+        err_set_kind(e, ERR_UNREACHABLE, "no coordinator answers at %s: %s", address,
+                     why ? why : strerror(errno));
+        channel_destroy(channel);
+        return NULL;
+    }
+    struct client *c = xcalloc(1, sizeof *c);
+    c->fd = fd;
+    c->channel = channel;
+    c->tail = &c->head;
+    frame_init(&c->frame);
+    buf_init(&c->out, WIRE_BYTES);
+    buf_init(&c->wire, WIRE_BYTES);
+    if (shake_hands(c, deadline, e) < 0) {
+        client_close(c);
+        return NULL;
+    }
+    return c;
+}
+
+void client_close(struct client *c)
+{
+    if (!c)
+        return;
+    while (c->head) {
+        struct note *n = c->head;
+        c->head = n->next;
+        cJSON_Delete(n->doc);
+        free(n);
+    }
+    channel_destroy(c->channel);
+    frame_free(&c->frame);
+    buf_free(&c->out);
+    buf_free(&c->wire);
+    close(c->fd);
+    free(c);
+}
+
+/* --- calls --- */
 
 static int append_message(struct client *c, cJSON *doc, struct err *e)
 {
@@ -325,7 +463,7 @@ int client_notify(struct client *c, const char *method, cJSON *params, int timeo
             cJSON_Delete(params);
             return -1;
         }
-        if (!c->out.len)
+        if (!c->out.len && !c->wire.len)
             break;
         if (timeout_ms >= 0 && clock_mono_ns() >= deadline) {
             cJSON_Delete(params);

@@ -1,4 +1,5 @@
-/* client - a blocking JSON-RPC client over a Unix socket: what bfctl uses, and the worker's report.
+/* client - a blocking JSON-RPC client over a Unix socket, or TCP with TLS: what bfctl uses, and the worker's
+ * report.
  *
  * Notifications that arrive while a call waits for its result are queued and handed out by client_next() in
  * order.
@@ -16,8 +17,14 @@ struct client;
  * unix:/run/batchformer.sock for root and unix:/tmp/batchformer-$UID/batchformer.sock otherwise. */
 char *client_default_address(void);
 
-/* `address` is "unix:PATH". Fails with kind ERR_UNREACHABLE when nobody listens there. */
+/* `address` is "unix:PATH" or "tcp:HOST:PORT". Fails with kind ERR_UNREACHABLE when nobody listens there, or,
+ * with TCP, when who answers has no certificate for HOST that is trusted: by the PEM file $BATCHFORMER_CA,
+ * else by the system's certificates. */
 struct client *client_connect(const char *address, struct err *e);
+
+/* The same, trusting the certificates in the PEM file `ca`; NULL: the system's. */
+struct client *client_connect_trusting(const char *address, const char *ca, struct err *e);
+
 void client_close(struct client *c); /* NULL is fine */
 
 /* Sends a request and waits for its result; takes ownership of params (NULL: none). The caller owns the

@@ -443,6 +443,38 @@ int jobspec_parse(const cJSON *doc, struct jobspec *spec, cJSON **resolved, stru
     return ok ? 0 : -1;
 }
 
+/* --- paths --- */
+
+/* The value at a pointer whose keys need no escapes, as those of the table; NULL when it is not there. */
+static const cJSON *find_at(const cJSON *doc, const char *pointer)
+{
+    char key[POINTER_MAX];
+
+    while (doc && *pointer) {
+        size_t n = strcspn(++pointer, "/");
+        snprintf(key, sizeof key, "%.*s", (int)n, pointer);
+        doc = cJSON_IsObject(doc) ? json_find(doc, key) : NULL;
+        pointer += n;
+    }
+    return doc;
+}
+
+int jobspec_paths(const cJSON *resolved, struct jobspec_path *out, int cap)
+{
+    int n = 0;
+
+    for (int i = 0; i < jobspec_n_fields; i++) {
+        const struct field *f = &jobspec_fields[i];
+        const cJSON *v = f->type == FIELD_PATH ? find_at(resolved, f->pointer) : NULL;
+        if (!cJSON_IsString(v))
+            continue;
+        if (n < cap)
+            out[n] = (struct jobspec_path){f->pointer, v->valuestring};
+        n++;
+    }
+    return n;
+}
+
 /* --- files --- */
 
 /* All findings in one message; where they do not fit, the last line counts the rest. */

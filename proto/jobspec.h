@@ -187,6 +187,15 @@ int jobspec_load(const char *path, struct jobspec *spec, cJSON **resolved, struc
 /* --set a.b.c=VALUE: VALUE is JSON, or a string where it does not parse. Makes missing objects on the way. */
 int jobspec_set(cJSON *doc, const char *assignment, struct err *e);
 
+/* A path that a spec names, borrowed from it. */
+struct jobspec_path {
+    const char *pointer, *value;
+};
+
+/* Every path of a resolved spec, in the order of its keys. Returns how many there are; at most `cap` of them
+ * are in `out`. */
+int jobspec_paths(const cJSON *resolved, struct jobspec_path *out, int cap);
+
 /* Channels that a layer of `base` channels has in a net of this width: base * width rounded, at least 1. */
 int64_t jobspec_scale_channels(int64_t base, double width);
 

@@ -47,7 +47,7 @@ def event(seq, state, reason="", **more):
     (["submit", "/nonexistent/spec.json"], "/nonexistent/spec.json"),
     (["logs", "1", "--rank", "x"], "--rank: 'x' found"),
     (["--address"], "--address needs a value"),
-    (["--address", "tcp:host:1", "list"], "unix:PATH is accepted"),
+    (["--address", "http:host:1", "list"], "unix:PATH is accepted"),
 ])
 def test_usage_errors(args, part):
     run = bfctl(*args)
@@ -56,7 +56,7 @@ def test_usage_errors(args, part):
     assert run.stdout == ""
 
 
-@pytest.mark.parametrize("command", ["top", "node", "eval", "export", "report"])
+@pytest.mark.parametrize("command", ["top", "eval", "export", "report"])
 def test_commands_of_later_versions_are_refused(command):
     run = bfctl(command, "1")
     assert run.returncode == 2
@@ -225,7 +225,7 @@ def test_short_requests(tmp_path):
         "daemon.drain": lambda c, p: {},
         "daemon.shutdown": lambda c, p: {},
         "node.list": lambda c, p: {"nodes": [{"name": "here", "health": "ok", "slots": 4, "slots_free": 1,
-                                              "jobs": [3, 4]}]},
+                                              "gpus": 2, "gpus_free": 0, "jobs": [3, 4]}]},
     }
     with FakeCoordinator(tmp_path, methods) as fake:
         def ask(*args):
@@ -236,7 +236,7 @@ def test_short_requests(tmp_path):
         assert ask("checkpoint", "7") == "running\n"
         assert ask("explain", "7") == "waits for 2 slots; 0 of 4 are free\n"
         assert ask("info") == "version: 0.1.0\nuptime: 1 m 01 s\njobs:\n  queued: 2\n"
-        assert ask("nodes").splitlines()[1].split() == ["here", "ok", "4", "1", "[3,4]"]
+        assert ask("nodes").splitlines()[1].split() == ["here", "ok", "4", "1", "2", "0", "[3,4]", "-"]
         assert ask("drain") == "" and ask("shutdown") == "" and ask("shutdown", "--cancel") == ""
         assert json.loads(ask("--json", "info"))["uptime_s"] == 61
         assert json.loads(ask("info", "--json"))["uptime_s"] == 61

@@ -307,8 +307,10 @@ def test_report_that_cannot_be_written_is_written_later(make_daemon, nth):
 
 
 @pytest.mark.parametrize("nth", [1, 2, 3, 4, 5])
-def test_crash_at_each_commit(make_daemon, nth):
-    daemon = make_daemon(env={"BATCHFORMER_FAULT": f"store.commit:kill@{nth}"})
+@pytest.mark.parametrize("point", ["store.commit", "store.committed", "journal.applied"])
+def test_crash_at_each_commit(make_daemon, point, nth):
+    """Before it, between it and what follows from it, and before the answer."""
+    daemon = make_daemon(env={"BATCHFORMER_FAULT": f"{point}:kill@{nth}"})
     acknowledged = None
     try:
         with daemon.rpc() as rpc:

@@ -326,7 +326,7 @@ def test_several_sockets(make_daemon, tmp_path):
 
 
 BAD_OPTIONS = [
-    (["--listen", "tcp:localhost:1234"], "TCP is not available in this version"),
+    (["--listen", "tcp:localhost:1234"], "needs --tls-cert FILE and --tls-key FILE"),
     (["--listen", "/a/path"], "unix:PATH is accepted"),
     (["--http", "localhost:80"], "not available in this version"),
     (["--slots", "0"], "from 1 to"),

@@ -139,11 +139,44 @@ static void test_nearest(void **state)
     assert_null(conf_nearest("zzzzzzzzzzzzzz", words, 3));
 }
 
+static void test_values(void **state)
+{
+    (void)state;
+    static const char *const texts_a[] = {"/a", "3", "true", "[x, y]"}, *const texts_b[] = {"none", "0",
+                                                                                            "false", "[]"};
+    char *argv[] = {"prog", "--slots=3", "-d", "/a", "--listen", "x", "-v", "--listen", "y"}, text[64],
+         cut[4];
+    struct opts a = {0}, b = {0}, same = {0};
+    struct conf_operands rest;
+
+    assert_int_equal(parse(&a, &rest, NULL, 9, argv), 0);
+    assert_int_equal(parse(&same, &rest, NULL, 9, argv), 0);
+    for (int i = 0; i < N_ROWS; i++) {
+        conf_value_text(&rows[i], &a, text, sizeof text);
+        assert_string_equal(text, texts_a[i]);
+        conf_value_text(&rows[i], &b, text, sizeof text);
+        assert_string_equal(text, texts_b[i]);
+        assert_true(conf_value_equal(&rows[i], &a, &same) && conf_value_equal(&rows[i], &b, &b));
+        assert_false(conf_value_equal(&rows[i], &a, &b) || conf_value_equal(&rows[i], &b, &a));
+        conf_value_swap(&rows[i], &a, &b);
+        assert_true(conf_value_equal(&rows[i], &b, &same));
+        conf_value_text(&rows[i], &a, text, sizeof text);
+        assert_string_equal(text, texts_b[i]);
+    }
+    b.listen.items[1][0] = 'z';
+    assert_false(conf_value_equal(&rows[3], &b, &same));
+    conf_value_text(&rows[3], &b, cut, sizeof cut);
+    assert_string_equal(cut, "[x,");
+    conf_free(rows, N_ROWS, &a);
+    conf_free(rows, N_ROWS, &b);
+    conf_free(rows, N_ROWS, &same);
+}
+
 int main(void)
 {
     static const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_args),     cmocka_unit_test(test_bad_args), cmocka_unit_test(test_precedence),
-        cmocka_unit_test(test_bad_file), cmocka_unit_test(test_nearest),
+        cmocka_unit_test(test_bad_file), cmocka_unit_test(test_nearest),  cmocka_unit_test(test_values),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

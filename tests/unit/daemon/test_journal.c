@@ -58,8 +58,10 @@ static void open_world(struct world *w)
     w->store = store_open(w->tmp.db, &e);
     assert_non_null(w->store);
     uv_loop_init(&w->loop);
-    w->journal = journal_create(&w->loop, w->store, &w->jobs, NULL,
-                                (struct journal_listener){w, on_applied, on_round}, &e);
+    w->journal =
+        journal_create(&w->loop, w->store, &w->jobs, NULL,
+                       (struct journal_listener){.ctx = w, .applied = on_applied, .round_done = on_round},
+                       &e);
     if (!w->journal)
         fail_msg("%s", e.msg);
 }

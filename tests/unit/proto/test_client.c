@@ -110,7 +110,7 @@ static void test_nobody_there(void **state)
     assert_null(client_connect("unix:/nonexistent/socket", &e));
     assert_int_equal(e.kind, ERR_UNREACHABLE);
     assert_non_null(strstr(e.msg, "unix:/nonexistent/socket"));
-    assert_null(client_connect("tcp:localhost:1", &e));
+    assert_null(client_connect("http:localhost:1", &e));
     assert_int_equal(e.kind, ERR_USAGE);
     char path[200] = "unix:/";
     memset(path + 6, 'x', 150);

@@ -38,7 +38,9 @@ static void make(struct fixture *f, void **state, uint64_t seed, int classes)
             x[i] = (float)(seed * 1000 + (size_t)k * 500 + i);
         f->states.v[k].values = x;
     }
-    f->log = (struct log){open(f->log_path, O_CREAT | O_RDWR | O_TRUNC, 0600), LOG_INFO, "test"};
+    f->log = (struct log){.fd = open(f->log_path, O_CREAT | O_RDWR | O_TRUNC, 0600),
+                          .level = LOG_INFO,
+                          .component = "test"};
     checkpoint_init(&f->c, *state, 2);
     f->c.spec = f->spec;
     f->c.data_hash = "abc";
