@@ -89,13 +89,26 @@ static int open_journal(struct daemon *d, struct err *e)
                           d->options->state_dir);
 }
 
+/* Ranks on other hosts reach us over the network only. */
+static int check_link(const struct daemon *d, struct err *e)
+{
+    for (size_t i = 0; i < d->inventory.n; i++)
+        if (!d->options->link && strcmp(d->inventory.v[i].name, d->host) != 0)
+            return err_set_kind(
+                e, ERR_USAGE,
+                "--node: %s is another host than this one, which is %s: its ranks need --link "
+                "tcp:HOST:PORT to find the coordinator",
+                d->inventory.v[i].name, d->host);
+    return 0;
+}
+
 static int make_launcher(struct daemon *d, struct err *e)
 {
     const struct options *o = d->options;
 
     if (strcmp(o->launcher, "fake") == 0) {
         d->launcher = launch_fake_create(&d->loop, getenv("BATCHFORMER_FAKE"), actions_launch_listener(d), e);
-    } else {
+    } else if (check_link(d, e) == 0) {
         struct launch_mpirun_config config = {.loop = &d->loop,
                                               .log = &d->log,
                                               .listener = actions_launch_listener(d),
@@ -104,6 +117,8 @@ static int make_launcher(struct daemon *d, struct err *e)
                                               .address = o->link_address,
                                               .guest_address = o->guest_link_address,
                                               .host = d->host,
+                                              .far_address = o->link,
+                                              .far_ca = o->link_ca,
                                               .launch_agent = o->launch_agent,
                                               .hang_ms = o->hang_ms};
         d->launcher = launch_mpirun_create(&config);

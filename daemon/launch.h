@@ -78,6 +78,8 @@ struct launch_mpirun_config {
     const char *address;       /* where rank 0 finds the coordinator: "unix:/absolute/path" */
     const char *guest_address; /* the same for ranks that run as another user; NULL: there is no such place */
     const char *host;          /* this host's name among nodes */
+    const char *far_address;   /* the same for ranks on other hosts: "tcp:HOST:PORT" */
+    const char *far_ca;        /* file of certificates to trust there; NULL: the system's */
     const char *launch_agent;  /* what mpirun reaches other hosts with; NULL: its default */
     int64_t hang_ms;           /* an mpirun that has been without a rank for so long hangs */
 };

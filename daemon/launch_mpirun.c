@@ -229,15 +229,18 @@ static char *find_mpirun(const struct launch_mpirun *l, struct err *e)
 static char **make_env(const struct launch_mpirun *l, const struct launch_request *rq,
                        const struct identity *as)
 {
-    enum { N_OURS = 5 };
-    const char *address = as ? l->cfg.guest_address : l->cfg.address;
+    enum { N_OURS = 6 };
+    bool far = !place_is_on(rq->place, l->cfg.host);
+    const char *address = far ? l->cfg.far_address : as ? l->cfg.guest_address : l->cfg.address;
     char *ours[N_OURS] = {xasprintf("%s=%s", PROGRESS_ENV_ADDRESS, address),
                           xasprintf("%s=%lld", PROGRESS_ENV_JOB, (long long)rq->job),
                           xasprintf("%s=%lld", PROGRESS_ENV_ATTEMPT, (long long)rq->attempt),
                           xasprintf("%s=%s", PROGRESS_ENV_TOKEN, rq->token),
-                          xstrdup("OMP_WAIT_POLICY=passive")};
+                          xstrdup("OMP_WAIT_POLICY=passive"),
+                          far && l->cfg.far_ca ? xasprintf("BATCHFORMER_CA=%s", l->cfg.far_ca) : NULL};
     const char *const *set = (const char *const *)ours;
-    char **env = as ? user_env(as, set, N_OURS) : mpirun_env(set, N_OURS);
+    int n = ours[N_OURS - 1] ? N_OURS : N_OURS - 1;
+    char **env = as ? user_env(as, set, n) : mpirun_env(set, n);
 
     for (int i = 0; i < N_OURS; i++)
         free(ours[i]);
@@ -288,7 +291,8 @@ static int spawn(struct launch_mpirun *l, const struct launch_request *rq, const
 
     if (mpirun && check_program(mpirun, "mpirun", as, e) == 0 &&
         check_program(l->cfg.worker, "the worker", as, e) == 0) {
-        const struct mpirun_programs programs = {mpirun, l->cfg.worker, l->cfg.host, l->cfg.launch_agent};
+        const struct mpirun_programs programs = {mpirun, l->cfg.worker, l->cfg.host, l->cfg.launch_agent,
+                                                 l->cfg.far_ca != NULL};
         char **args = mpirun_args(&programs, rq), **env = make_env(l, rq, as);
         struct spawn s = {
             .file = mpirun, .args = args, .env = env, .cwd = rq->run_dir, .out_fd = log_fd, .as = as};

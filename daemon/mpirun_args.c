@@ -28,13 +28,15 @@ static void add_words(struct args *a, const char *const *words, size_t n)
 }
 
 /* Of one context. */
-static void add_environment(struct args *a, uint64_t gpus)
+static void add_environment(struct args *a, bool passes_ca, uint64_t gpus)
 {
     static const char *const passed[] = {"-x", PROGRESS_ENV_ADDRESS, "-x", PROGRESS_ENV_JOB,
                                          "-x", PROGRESS_ENV_ATTEMPT, "-x", PROGRESS_ENV_TOKEN,
                                          "-x", "OMP_WAIT_POLICY"};
 
     add_words(a, passed, sizeof passed / sizeof *passed);
+    if (passes_ca)
+        add_words(a, (const char *const[]){"-x", "BATCHFORMER_CA"}, 2);
     if (gpus) {
         char *list = place_gpu_list(gpus, ',');
         add(a, xstrdup("-x"));
@@ -76,7 +78,7 @@ char **mpirun_args(const struct mpirun_programs *programs, const struct launch_r
     /* --oversubscribe: slots are ours to count. */
     static const char *const fixed[] = {"--oversubscribe", "--bind-to", "none"};
     const struct place *p = rq->place;
-    bool here = p->n == 1 && strcmp(p->v[0].node, programs->host) == 0, gpus = false;
+    bool here = place_is_on(p, programs->host), gpus = false;
     struct args a = {0};
 
     for (int64_t i = 0; i < p->n; i++)
@@ -90,7 +92,7 @@ char **mpirun_args(const struct mpirun_programs *programs, const struct launch_r
     for (int64_t i = 0; i < (gpus ? p->n : 1); i++) {
         if (i)
             add(&a, xstrdup(":"));
-        add_environment(&a, gpus ? p->v[i].gpus : 0);
+        add_environment(&a, !here && programs->passes_ca, gpus ? p->v[i].gpus : 0);
         if (!here)
             add_hosts(&a, &p->v[i], gpus ? 1 : p->n);
         add_program(&a, programs->worker, rq, gpus ? p->v[i].ranks : rq->n_ranks);

@@ -13,6 +13,7 @@ struct mpirun_programs {
     const char *mpirun, *worker; /* paths */
     const char *host;            /* this host's name among nodes */
     const char *launch_agent;    /* NULL: Open MPI's default, ssh */
+    bool passes_ca;              /* ranks on other hosts get BATCHFORMER_CA */
 };
 
 /* NULL-ended and malloc'ed, for mpirun_free(). */

@@ -26,6 +26,10 @@ static const struct conf_option rows[] = {
     {"slots", 0, CONF_INT, AT(slots), "N", NULL, 1, 65536, "ranks that may run at once (default: CPU cores)"},
     {"node", 0, CONF_LIST, AT(node), "NAME:SLOTS[:GPUS]", NULL, 0, 0,
      "a host that jobs run on; may be repeated (default: this host, with --slots and its GPUs)"},
+    {"link", 0, CONF_STR, AT(link), "tcp:HOST:PORT", NULL, 0, 0,
+     "where workers on other hosts find this coordinator; one of its --listen addresses, as they see it"},
+    {"link-ca", 0, CONF_STR, AT(link_ca), "FILE", NULL, 0, 0,
+     "certificates (PEM) that those workers trust, on their hosts (default: their system's)"},
     {"launch-agent", 0, CONF_STR, AT(launch_agent), "PATH", NULL, 0, 0,
      "what mpirun starts its daemons on other hosts with (default: ssh)"},
     {"share", 0, CONF_LIST, AT(share), "USER:SHARE", NULL, 0, 0,
@@ -226,6 +230,7 @@ static int resolve_paths(struct options *o, struct err *e)
     if (make_absolute(&o->state_dir, e) < 0 || make_absolute(&o->worker, e) < 0 ||
         (o->mpirun && make_absolute(&o->mpirun, e) < 0) ||
         (o->launch_agent && make_absolute(&o->launch_agent, e) < 0) ||
+        (o->link_ca && make_absolute(&o->link_ca, e) < 0) ||
         (o->tls_cert && make_absolute(&o->tls_cert, e) < 0) ||
         (o->tls_key && make_absolute(&o->tls_key, e) < 0))
         return -1;
@@ -258,6 +263,8 @@ static int resolve(struct options *o, struct err *e)
                             o->http);
     if (check_shares(&o->share, e) < 0)
         return -1;
+    if (o->link && !is_tcp(o->link))
+        return err_set_kind(e, ERR_USAGE, "--link: '%s' found, tcp:HOST:PORT is accepted", o->link);
     if (!o->launcher)
         o->launcher = xstrdup("mpirun");
     if (strcmp(o->launcher, "mpirun") != 0 && strcmp(o->launcher, "fake") != 0)

@@ -8,6 +8,7 @@
 struct options {
     bool help, version, lifeline, check;
     bool no_preempt, no_resize;
+    char *link, *link_ca; /* for workers on other hosts */
     char *config, *state_dir, *launcher, *launch_agent, *worker, *mpirun, *log_level, *log_format, *http;
     struct conf_list node, share;
     int64_t half_life_s, grace_ms, grow_ms;

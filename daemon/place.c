@@ -37,6 +37,11 @@ int64_t place_ranks(const struct place *p)
     return n;
 }
 
+bool place_is_on(const struct place *p, const char *node)
+{
+    return p->n == 1 && strcmp(p->v[0].node, node) == 0;
+}
+
 char *place_gpu_list(uint64_t gpus, char separator)
 {
     char text[PLACE_MAX_GPUS * 3 + 1] = "";

@@ -40,6 +40,10 @@ char *place_text(const struct place *p);
 void place_brief(const struct place *p, char *out, size_t size);
 
 int64_t place_ranks(const struct place *p);
+
+/* Is all of it on one node, this one? */
+bool place_is_on(const struct place *p, const char *node);
+
 void place_free(struct place *p);
 
 /* "0,3" for bits 0 and 3, as CUDA_VISIBLE_DEVICES has it; malloc'ed. */

@@ -1,4 +1,8 @@
 """Fixtures that all end-to-end tests may use."""
+import pathlib
+import shutil
+import tempfile
+
 import pytest
 
 from daemonlib import Daemon
@@ -23,3 +27,12 @@ def make_daemon(tmp_path):
 def daemon(make_daemon):
     """A daemon with the fake launcher and two slots."""
     return make_daemon()
+
+
+@pytest.fixture
+def open_path():
+    """As tmp_path, but other users can pass through it: pytest closes the directory above its own at each start."""
+    path = pathlib.Path(tempfile.mkdtemp(prefix="bf-test-", dir="/tmp"))
+    path.chmod(0o711)
+    yield path
+    shutil.rmtree(path)

@@ -231,9 +231,8 @@ def test_fifty_clients_at_once(make_daemon):
 # --- who may do what ---
 
 @pytest.mark.skipif(os.getuid() != 0, reason="needs root to become another user")
-def test_users_touch_only_their_own_jobs(daemon, tmp_path):
-    for path in (tmp_path, *tmp_path.parents[:2]):
-        path.chmod(path.stat().st_mode | 0o011)
+def test_users_touch_only_their_own_jobs(open_path, make_daemon):
+    daemon = make_daemon(directory=open_path)
     daemon.socket.chmod(0o666)
     with daemon.rpc() as rpc:
         mine = rpc.submit(spec("roots"))

@@ -6,7 +6,7 @@ import subprocess
 import pytest
 
 from daemonlib import Daemon, RpcError, spec, wait_until
-from tlslib import copy_of, let_through
+from tlslib import copy_of
 
 pytestmark = pytest.mark.sanitize
 
@@ -17,23 +17,24 @@ def reads(path, **more):
 
 
 @pytest.fixture
-def places(tmp_path):
+def places(open_path):
     """in/ and more/ are roots, out/ is none."""
     for name in ("in/set", "more", "out/set", "input"):
-        (tmp_path / name).mkdir(parents=True)
-    (tmp_path / "out" / "weights").touch()
-    (tmp_path / "in" / "weights").touch()
-    (tmp_path / "in" / "inner").symlink_to("set")
-    (tmp_path / "in" / "escape").symlink_to(tmp_path / "out")
-    (tmp_path / "in" / "across").symlink_to(tmp_path / "more")
-    return tmp_path
+        (open_path / name).mkdir(parents=True)
+    (open_path / "out" / "weights").touch()
+    (open_path / "in" / "weights").touch()
+    (open_path / "in" / "inner").symlink_to("set")
+    (open_path / "in" / "escape").symlink_to(open_path / "out")
+    (open_path / "in" / "across").symlink_to(open_path / "more")
+    return open_path
 
 
 def rooted(make_daemon, places, **kwargs):
-    return make_daemon(options=["--data-root", places / "in", "--data-root", places / "more"], **kwargs)
+    return make_daemon(directory=places,
+                       options=["--data-root", places / "in", "--data-root", places / "more"], **kwargs)
 
 
-def test_paths_inside(make_daemon, places):
+def test_paths_inside(places, make_daemon):
     daemon = rooted(make_daemon, places, behaviour="run_ms=1")
     with daemon.rpc() as rpc:
         for path in ("in/set", "in", "in/inner", "in/across", "more"):
@@ -42,7 +43,7 @@ def test_paths_inside(make_daemon, places):
         rpc.submit()  # synthetic data have no path
 
 
-def test_paths_outside(make_daemon, places):
+def test_paths_outside(places, make_daemon):
     """Also for the daemon's own user and root: roots are for all."""
     daemon = rooted(make_daemon, places)
     bad = ["out/set", "input", "in/escape/set", "in/../out/set", "in/nosuch", "nosuch"]
@@ -63,7 +64,7 @@ def test_paths_outside(make_daemon, places):
         assert rpc.call("job.list") == {"jobs": []}
 
 
-def test_a_link_that_changes_between_submission_and_start(make_daemon, places):
+def test_a_link_that_changes_between_submission_and_start(places, make_daemon):
     daemon = rooted(make_daemon, places, slots=1, behaviour="run_ms=600000")
     link = places / "in" / "link"
     link.symlink_to("set")
@@ -80,9 +81,9 @@ def test_a_link_that_changes_between_submission_and_start(make_daemon, places):
     assert not daemon.run_dir(waiting).exists()
 
 
-def test_roots_that_came_later(make_daemon, places):
+def test_roots_that_came_later(places, make_daemon):
     """A job that was accepted without roots does not start under a daemon that has some."""
-    daemon = make_daemon(slots=1, behaviour="run_ms=600000")
+    daemon = make_daemon(directory=places, slots=1, behaviour="run_ms=600000")
     with daemon.rpc() as rpc:
         rpc.wait_state(rpc.submit(), "running")
         waiting = rpc.submit(reads(places / "out/set"))
@@ -101,7 +102,6 @@ class TestOtherUsers:
     @pytest.fixture
     def nobodys(self, places):
         """A daemon of user nobody, and what user games gets when he submits to it."""
-        let_through(places)
         home = places / "home"
         home.mkdir()
         os.chown(home, 65534, 65534)
@@ -152,9 +152,8 @@ class TestOtherUsers:
         for uid in (5, 65534, 0):
             assert self.submit_as(uid, daemon, reads(places / "in/escape/set"))[0] == 1002
 
-    def test_what_the_submitter_may_not_enter(self, make_daemon, places):
+    def test_what_the_submitter_may_not_enter(self, places, make_daemon):
         """Under root it is the submitter's own rights that count."""
-        let_through(places)
         (places / "in" / "closed").mkdir(mode=0o700)
         (places / "in" / "closed" / "set").mkdir()
         daemon = rooted(make_daemon, places, behaviour="run_ms=1")

@@ -7,7 +7,7 @@ import pytest
 
 from buildlib import ROOT
 from daemonlib import Daemon, RpcError, spec, wait_until
-from tlslib import Certificates, TlsDaemon, let_through
+from tlslib import Certificates, TlsDaemon
 
 pytestmark = pytest.mark.sanitize
 
@@ -99,10 +99,9 @@ def code(rpc, method, **params):
 
 
 @pytest.fixture
-def two_users(tmp_path, certificates):
+def two_users(open_path, certificates):
     """A daemon with a job of user games, and tokens of each role for user man."""
-    let_through(tmp_path)
-    daemon = TlsDaemon(tmp_path, certificates, behaviour="run_ms=600000")
+    daemon = TlsDaemon(open_path, certificates, behaviour="run_ms=600000")
     daemon.start()
     _, owner = daemon.token(user="games")
     with daemon.tls(owner) as rpc:
@@ -169,9 +168,8 @@ def test_a_token_s_user_must_be_one_and_its_role_too(served):
 # --- local users ---
 
 @pytest.mark.skipif(os.getuid() != 0, reason="needs root to become other users")
-def test_roles_of_local_users(make_daemon, tmp_path):
-    let_through(tmp_path)
-    daemon = make_daemon(options=["--viewers", "daemon", "--operators", "@nogroup", "--operators", "4242", "--admins",
+def test_roles_of_local_users(open_path, make_daemon):
+    daemon = make_daemon(directory=open_path, options=["--viewers", "daemon", "--operators", "@nogroup", "--operators", "4242", "--admins",
                                   "bin"])
     daemon.socket.chmod(0o666)
     script = f"""

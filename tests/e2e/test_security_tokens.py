@@ -9,7 +9,7 @@ import pytest
 
 from clilib import bfctl
 from daemonlib import RpcError, bin_dir, spec, wait_until
-from tlslib import Certificates, TlsDaemon, let_through, wait_for_log
+from tlslib import Certificates, TlsDaemon, wait_for_log
 
 pytestmark = pytest.mark.sanitize
 
@@ -20,12 +20,11 @@ def certificates(tmp_path_factory):
 
 
 @pytest.fixture
-def make_tls_daemon(tmp_path, certificates):
+def make_tls_daemon(open_path, certificates):
     made = []
-    let_through(tmp_path)
 
     def make(**kwargs):
-        daemon = TlsDaemon(tmp_path, certificates, **kwargs)
+        daemon = TlsDaemon(open_path, certificates, **kwargs)
         made.append(daemon)
         return daemon.start()
     yield make
@@ -53,7 +52,7 @@ def cannot_login(daemon, secret):
 
 # --- their life ---
 
-def test_a_token_by_bfctl(daemon, tmp_path):
+def test_a_token_by_bfctl(daemon):
     address = f"unix:{daemon.socket}"
     run = bfctl("token", "create", "--user", "games", "--role", "viewer", "--expires", "12h", "--note", "a laptop",
                 address=address)

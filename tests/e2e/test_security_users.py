@@ -8,7 +8,7 @@ import subprocess
 import pytest
 
 from daemonlib import Rpc, RpcError, environments, spec, wait_until
-from tlslib import Certificates, TlsDaemon, copy_of, let_through
+from tlslib import Certificates, TlsDaemon, copy_of
 
 pytestmark = [pytest.mark.sanitize,
               pytest.mark.skipif(os.getuid() != 0, reason="needs root to start jobs as other users")]
@@ -30,9 +30,9 @@ def login(daemon, user, role="user"):
 
 
 @pytest.fixture
-def daemon(make_daemon, tmp_path):
-    let_through(tmp_path)
-    return make_daemon(launcher="mpirun", options=["--worker", copy_of("batchformer-worker", tmp_path)],
+def daemon(open_path, make_daemon):
+    return make_daemon(directory=open_path, launcher="mpirun",
+                       options=["--worker", copy_of("batchformer-worker", open_path)],
                        env={"SECRET_OF_ROOT": "s3cret", "LD_LIBRARY_PATH": os.environ.get("LD_LIBRARY_PATH", "")})
 
 
@@ -135,20 +135,19 @@ def test_a_job_goes_on_over_restarts(daemon):
         assert record["attempts"] == 2
 
 
-def test_what_the_user_may_not_run_or_enter(make_daemon, tmp_path):
-    let_through(tmp_path)
-    private = tmp_path / "private"
+def test_what_the_user_may_not_run_or_enter(open_path, make_daemon):
+    private = open_path / "private"
     private.mkdir(mode=0o700)
     worker = copy_of("batchformer-worker", private)
-    daemon = make_daemon(launcher="mpirun", options=["--worker", worker])
+    daemon = make_daemon(directory=open_path, launcher="mpirun", options=["--worker", worker])
     with login(daemon, "nobody") as rpc:
         record = rpc.wait_state(rpc.submit(), "failed")
         assert record["reason"] == (f"could not be started: the worker cannot be run as {worker} by user nobody: "
                                     "Permission denied")
-        tmp_path.chmod(0o700)
+        open_path.chmod(0o700)
         record = rpc.wait_state(rpc.submit(), "failed")
         assert "user nobody cannot work in" in record["reason"]
-        let_through(tmp_path)
+        open_path.chmod(0o711)
     with daemon.rpc() as rpc:
         nameless = rpc.call("token.create", user="3999999999")["token"]
     with daemon.rpc() as rpc:
@@ -176,10 +175,9 @@ def test_the_socket_for_workers_takes_workers_only(daemon):
         assert caught.value.code == 1004
 
 
-def test_a_worker_s_token_opens_its_own_job_and_nothing_else(tmp_path, tmp_path_factory):
+def test_a_worker_s_token_opens_its_own_job_and_nothing_else(tmp_path):
     """Over TLS, as a rank on another machine would come; it replaces the link that there was."""
-    let_through(tmp_path)
-    daemon = TlsDaemon(tmp_path, Certificates(tmp_path_factory.mktemp("c") / "c"), launcher="mpirun")
+    daemon = TlsDaemon(tmp_path, Certificates(tmp_path / "c"), launcher="mpirun")
     daemon.start()
     with daemon.rpc() as rpc:
         job = rpc.submit(spec(**LONG))
@@ -248,9 +246,9 @@ def as_nobody(script):
                    check=True, timeout=60)
 
 
-def test_traps_in_a_run_directory(daemon, tmp_path):
+def test_traps_in_a_run_directory(daemon, open_path):
     """Its owner makes links to what only root may read or write, and pipes that nobody writes to."""
-    secret = tmp_path / "secret"
+    secret = open_path / "secret"
     secret.write_text('{"status": "succeeded", "reason": "s3cret", "step": 1, "kind": "s3cret", "loss": 42}\n')
     secret.chmod(0o600)
     before = secret.read_bytes()

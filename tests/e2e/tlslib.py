@@ -80,12 +80,6 @@ class TlsRpc(Rpc):
             return None
 
 
-def let_through(path):
-    """Lets other users pass through a test's directory, and pytest's two above it."""
-    for directory in (path, *path.parents[:2]):
-        directory.chmod(directory.stat().st_mode | 0o011)
-
-
 def copy_of(program, directory):
     """A copy that other users can run, wherever the build is."""
     path = directory / program
