@@ -17,7 +17,7 @@ ROLES = ("viewer", "user", "operator", "admin")
 # with an attempt's token, whatever its role; "any": everybody.
 LOWEST = {
     "daemon.info": "viewer", "daemon.drain": "operator", "daemon.shutdown": "admin",
-    "node.list": "viewer", "node.drain": "admin", "node.resume": "admin", "spec.validate": "viewer", "spec.estimate": "viewer",
+    "node.list": "viewer", "node.drain": "operator", "node.resume": "operator", "spec.validate": "viewer", "spec.estimate": "viewer",
     "job.submit": "user", "job.list": "viewer", "job.get": "viewer", "job.watch": "viewer", "job.explain": "viewer",
     "job.logs": "viewer", "job.metrics": "viewer", "job.cancel": "user", "job.checkpoint": "user",
     "job.pause": "user", "job.resume": "user", "job.requeue": "user",
