@@ -42,7 +42,7 @@ static int check_duplicates(const cJSON *v, struct err *e)
     for (const cJSON *c = v->child; c; c = c->next) {
         if (cJSON_IsObject(v))
             for (const cJSON *d = c->next; d; d = d->next)
-                if (strcmp(c->string, d->string) == 0)
+                if (c->string[0] == d->string[0] && strcmp(c->string, d->string) == 0)
                     return err_set(e, "key \"%s\" appears twice in one object", c->string);
         if (check_duplicates(c, e) < 0)
             return -1;
@@ -103,14 +103,6 @@ cJSON *json_read_file(const char *path, size_t max_bytes, struct err *e)
         err_wrap(e, "%s", path);
     free(text);
     return v;
-}
-
-char *json_text(const cJSON *v)
-{
-    char *s = cJSON_PrintUnformatted(v);
-
-    ASSERT(s);
-    return s;
 }
 
 char *json_text_pretty(const cJSON *v)

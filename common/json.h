@@ -11,6 +11,7 @@
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+#include "common/buf.h"
 #include "common/err.h"
 
 enum { JSON_MAX_DEPTH = 64 };
@@ -21,6 +22,9 @@ cJSON *json_parse(const char *text, size_t len, struct err *e);
 
 /* Reads and parses a file of at most max_bytes. */
 cJSON *json_read_file(const char *path, size_t max_bytes, struct err *e);
+
+/* Appends the compact text. -1 when the buffer is full: it is then as before. */
+int json_print(const cJSON *v, struct buf *b, struct err *e);
 
 /* Compact / indented text, malloc'ed. */
 char *json_text(const cJSON *v);

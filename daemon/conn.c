@@ -20,7 +20,6 @@
 #include <unistd.h>
 
 enum {
-    READ_BYTES = 65536,
     BUF_BYTES = CONN_OUT_MAX_BYTES + CONN_OUT_MAX_BYTES / 64, /* TLS adds some bytes to each record */
     KEEPALIVE_S = 60,
     MAX_PEER_GROUPS = 4096
@@ -83,6 +82,7 @@ void conn_close(struct conn *c, const char *why)
     logs_follow_end(c);
     if (c->worker_job)
         actions_link_lost(c->daemon->actions, c);
+    server_unindex(c->daemon->server, c);
     *c->prev = c->next;
     if (c->next)
         c->next->prev = c->prev;
@@ -190,33 +190,58 @@ void conn_send_text(struct conn *c, const char *text, size_t len)
     flush(c);
 }
 
+/* Puts a document and its newline behind `out`; -1, and nothing, where there is no room. */
+static int print_line(struct conn *c, const cJSON *doc)
+{
+    size_t before = c->out.len;
+
+    if (json_print(doc, &c->out, NULL) == 0 && buf_append(&c->out, "\n", 1, NULL) == 0 &&
+        conn_unsent(c) <= CONN_OUT_MAX_BYTES)
+        return 0;
+    c->out.len = before;
+    return -1;
+}
+
+/* Says instead how long it would have been. */
+static int print_too_long(struct conn *c, const cJSON *doc)
+{
+    char why[128], *text = json_text(doc);
+
+    snprintf(why, sizeof why, "the answer has %zu bytes, at most %d are possible: ask for less at a time",
+             strlen(text), FRAME_MAX_BYTES);
+    cJSON *shorter = rpc_error(json_find(doc, "id"), RPC_INTERNAL_ERROR, why, NULL);
+    int rc = print_line(c, shorter);
+    cJSON_Delete(shorter);
+    free(text);
+    return rc;
+}
+
 void conn_send(struct conn *c, cJSON *doc)
 {
-    char *text = json_text(doc);
-    size_t len = strlen(text);
+    size_t before = c->out.len;
+    int rc = 0;
 
-    if (len > FRAME_MAX_BYTES) {
-        char why[128];
-        snprintf(why, sizeof why, "the answer has %zu bytes, at most %d are possible: ask for less at a time",
-                 len, FRAME_MAX_BYTES);
-        cJSON *shorter = rpc_error(json_find(doc, "id"), RPC_INTERNAL_ERROR, why, NULL);
-        free(text);
-        text = json_text(shorter);
-        len = strlen(text);
-        cJSON_Delete(shorter);
+    if (!c->closing) {
+        rc = print_line(c, doc);
+        bool is_long = rc == 0 ? c->out.len - before > FRAME_MAX_BYTES + 1
+                               : conn_unsent(c) + FRAME_MAX_BYTES < CONN_OUT_MAX_BYTES;
+        c->out.len = is_long ? before : c->out.len;
+        if (is_long)
+            rc = print_too_long(c, doc);
     }
     cJSON_Delete(doc);
-    conn_send_text(c, text, len);
-    free(text);
+    if (rc < 0)
+        conn_close(c, "it does not read what it asked for: too much is unsent");
+    else
+        flush(c);
 }
 
 /* --- input --- */
 
 static void on_alloc(uv_handle_t *h, size_t suggested, uv_buf_t *b)
 {
-    (void)h;
     (void)suggested;
-    *b = uv_buf_init(xmalloc(READ_BYTES), READ_BYTES);
+    *b = server_read_buf(((struct conn *)h->data)->daemon->server);
 }
 
 /* What came, taken by the channel. A client that is on its way out may still finish its handshake, which it
@@ -246,7 +271,6 @@ static void on_read(uv_stream_t *s, ssize_t n, const uv_buf_t *b)
 
     if (n > 0 && !c->closing)
         take(c, b->base, (size_t)n);
-    free(b->base);
     if (n < 0)
         conn_close(c, NULL);
 }

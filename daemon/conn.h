@@ -47,6 +47,7 @@ struct conn {
     union conn_socket socket;
     uv_write_t write;
     struct conn *next, **prev;
+    struct conn *next_in_bucket; /* the server's index by id */
     struct daemon *daemon;
     uint64_t id;
     enum conn_kind kind;

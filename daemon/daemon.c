@@ -345,12 +345,14 @@ int daemon_run(struct options *o, struct err *e)
     uv_loop_init(&d.loop);
     init_handles(&d);
     init_notify(&d);
+    d.specs = spec_cache_create();
     rc = start(&d, e);
     if (rc < 0)
         finish(&d);
     uv_run(&d.loop, UV_RUN_DEFAULT);
     ASSERT(uv_loop_close(&d.loop) == 0);
     jobs_free(&d.jobs);
+    spec_cache_destroy(d.specs);
     inventory_free(&d.inventory);
     store_close(d.store);
     close(d.lock_fd);

@@ -13,6 +13,7 @@
 #include "daemon/journal.h"
 #include "daemon/launch.h"
 #include "daemon/options.h"
+#include "daemon/spec_cache.h"
 #include "daemon/store.h"
 
 struct server;
@@ -28,6 +29,7 @@ struct daemon {
     int lock_fd;
     int64_t started_ns;
     struct store *store;
+    struct spec_cache *specs;
     struct jobs jobs;
     struct journal *journal;
     struct launcher *launcher;

@@ -2,6 +2,7 @@
 #include "daemon/job.h"
 
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 static const char *const state_names[JOB_N_STATES] = {
@@ -141,6 +142,25 @@ int job_state_parse(const char *name, enum job_state *out, struct err *e)
         name);
 }
 
+/* What a text is that nobody has set; never freed. */
+static const char none[] = "";
+
+static void set_text(const char **field, const char *text)
+{
+    const char *old = *field;
+
+    *field = *text ? xstrdup(text) : none;
+    if (old != none)
+        free((char *)old);
+}
+
+static void set_progress(struct job *job, const struct progress *p)
+{
+    if (!job->progress)
+        job->progress = xmalloc(sizeof *job->progress);
+    *job->progress = *p;
+}
+
 static void apply_submitted(struct job *job, const struct job_event *ev)
 {
     *job = (struct job){
@@ -159,10 +179,19 @@ static void apply_submitted(struct job *job, const struct job_event *ev)
         .n_after = ev->n_after,
         .submitted_ms = ev->time_ms,
         .checkpoint_step = -1,
+        .reason = none,
+        .cancel_user = none,
+        .name = none,
+        .user = none,
+        .node = none,
+        .token = none,
     };
-    memcpy(job->after, ev->after, sizeof job->after);
-    memcpy(job->name, ev->name, sizeof job->name);
-    memcpy(job->user, ev->user, sizeof job->user);
+    if (ev->n_after) {
+        job->after = xmalloc((size_t)ev->n_after * sizeof *job->after);
+        memcpy(job->after, ev->after, (size_t)ev->n_after * sizeof *job->after);
+    }
+    set_text(&job->name, ev->name);
+    set_text(&job->user, ev->user);
 }
 
 static int apply_starting(struct job *job, const struct job_event *ev, struct err *e)
@@ -179,8 +208,8 @@ static int apply_starting(struct job *job, const struct job_event *ev, struct er
     job->attempt_ms = ev->time_ms;
     job->not_before_ms = 0;
     job->held_ranks = job->last_ranks = ev->n_ranks;
-    memcpy(job->node, ev->node, sizeof job->node);
-    memcpy(job->token, ev->token, sizeof job->token);
+    set_text(&job->node, ev->node);
+    set_text(&job->token, ev->token);
     job->resize_to = 0;
     if (!job->started_ms)
         job->started_ms = ev->time_ms;
@@ -196,7 +225,7 @@ static void clear_attempt(struct job *job, int64_t now_ms)
     job->attempt_ms = 0;
     job->yield_to = JOB_YIELD_QUEUE;
     place_free(&job->place);
-    memset(job->token, 0, sizeof job->token);
+    set_text(&job->token, "");
     job->process = (struct job_process){0};
 }
 
@@ -223,7 +252,7 @@ static int apply_fields(struct job *job, const struct job_event *ev, struct err 
         break;
     case JOB_EV_CANCEL_REQUESTED:
         job->cancelling = true;
-        memcpy(job->cancel_user, ev->user, sizeof job->cancel_user);
+        set_text(&job->cancel_user, ev->user);
         break;
     case JOB_EV_RESTARTING:
         job->n_restarts++;
@@ -247,6 +276,13 @@ static int apply_fields(struct job *job, const struct job_event *ev, struct err 
 
 void job_free(struct job *job)
 {
+    const char *const texts[] = {job->reason, job->cancel_user, job->name, job->user, job->node, job->token};
+
+    for (size_t i = 0; i < sizeof texts / sizeof *texts; i++)
+        if (texts[i] != none)
+            free((char *)texts[i]);
+    free(job->after);
+    free(job->progress);
     place_free(&job->place);
 }
 
@@ -259,10 +295,8 @@ int job_apply(struct job *job, const struct job_event *ev, struct err *e)
                        job_state_name(job->state), job_event_name(ev->type));
     if (apply_fields(job, ev, e) < 0)
         return -1;
-    if (ev->has_progress) {
-        job->has_progress = true;
-        job->progress = ev->progress;
-    }
+    if (ev->has_progress)
+        set_progress(job, &ev->progress);
     if (!job_state_holds_slots(to))
         clear_attempt(job, ev->time_ms);
     if (job_state_is_final(to)) {
@@ -274,6 +308,6 @@ int job_apply(struct job *job, const struct job_event *ev, struct err *e)
     if (to == JOB_PAUSED)
         job->resize_to = 0;
     job->state = to;
-    memcpy(job->reason, ev->reason, sizeof job->reason);
+    set_text(&job->reason, ev->reason);
     return 0;
 }

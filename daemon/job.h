@@ -111,18 +111,20 @@ struct job_event {
     struct progress progress;
 };
 
+/* There may be very many, most of them ended long ago: a record owns its strings (place, progress, after and
+ * all texts; never NULL once it is submitted) and has no room to spare. */
 struct job {
     int64_t id;
     enum job_state state;
-    char reason[JOB_MAX_REASON]; /* of the last event that moved it */
     bool cancelling;
-    char cancel_user[JOB_MAX_USER]; /* who asked for it */
+    const char *reason;      /* of the last event that moved it */
+    const char *cancel_user; /* who asked for it */
 
     int64_t uid, n_ranks, min_ranks, max_ranks, gpus_per_rank, n_nodes, max_restarts, priority;
     double time_limit_s;
     int64_t array, array_index;
-    int64_t after[JOB_MAX_AFTER], n_after;
-    char name[JOB_MAX_NAME], user[JOB_MAX_USER];
+    int64_t *after, n_after;
+    const char *name, *user;
     int64_t submitted_ms, started_ms, ended_ms; /* 0 = not yet; started: the first attempt */
 
     int64_t attempt;            /* the current or last one, yielded ones counted; 0 before the first */
@@ -133,17 +135,16 @@ struct job {
     enum job_yield_to yield_to; /* while preempting */
     int64_t
         resize_to; /* ranks that it is to start with next, because it was asked to yield for that; 0: none */
-    int64_t queued_ms;       /* since when it waits, or waited last */
-    int64_t checkpoint_step; /* -1 = none */
-    bool has_progress;       /* what was reported last before the latest attempt ended */
-    struct progress progress;
+    int64_t queued_ms;         /* since when it waits, or waited last */
+    int64_t checkpoint_step;   /* -1 = none */
+    struct progress *progress; /* what was reported last before the latest attempt ended; NULL: nothing */
 
     /* Of the current attempt; cleared when it ends. */
     int64_t held_ranks; /* slots it holds */
     struct place place; /* where; owned */
     int64_t last_ranks; /* of this attempt, or the one before */
     int64_t attempt_ms; /* when it was decided */
-    char node[JOB_MAX_NODE], token[JOB_TOKEN_BYTES];
+    const char *node, *token;
     struct job_process process;
 };
 

@@ -76,9 +76,9 @@ static void add_ids(cJSON *v, const char *name, const struct job_event *ev)
         cJSON_AddItemToArray(ids, cJSON_CreateNumber((double)ev->after[i]));
 }
 
-static int read_ids(const cJSON *v, const char *name, struct job_event *ev, struct err *e)
+static int read_ids(const cJSON *ids, const char *name, struct job_event *ev, struct err *e)
 {
-    const cJSON *ids = json_find(v, name), *id;
+    const cJSON *id;
 
     if (!cJSON_IsArray(ids) || cJSON_GetArraySize(ids) > JOB_MAX_AFTER)
         return err_set(e, "/%s: at most %d ids are accepted", name, JOB_MAX_AFTER);
@@ -148,18 +148,18 @@ static int type_parse(const char *name, enum job_event_type *out, struct err *e)
     return err_set(e, "/type: unknown event \"%s\"; a newer version may have written it", name);
 }
 
-static int read_field(const cJSON *v, const struct field *f, struct job_event *ev, struct err *e)
+static int read_field(const cJSON *v, const cJSON *member, const struct field *f, struct job_event *ev,
+                      struct err *e)
 {
     static const int64_t max = (int64_t)1 << 53;
     char *p = (char *)ev + f->offset;
     const char *s;
 
-    if (!json_find(v, f->name))
-        return 0;
     if (f->type == FIELD_INT)
-        return json_get_int(v, "", f->name, -max, max, (int64_t *)p, e);
+        return json_is_int(member, (int64_t *)p) ? 0
+                                                 : json_get_int(v, "", f->name, -max, max, (int64_t *)p, e);
     if (f->type == FIELD_IDS)
-        return read_ids(v, f->name, ev, e);
+        return read_ids(member, f->name, ev, e);
     if (f->type == FIELD_NUM)
         return json_get_num(v, "", f->name, (double *)p, e);
     if (json_get_str(v, "", f->name, &s, e) < 0)
@@ -169,6 +169,26 @@ static int read_field(const cJSON *v, const struct field *f, struct job_event *e
         return 0;
     }
     snprintf(p, f->size, "%s", s);
+    return 0;
+}
+
+/* Members mostly stand in the table's order, because they were written so: each is looked for behind the one
+ * before first. A start reads every event there is. */
+static int read_fields(const cJSON *v, struct job_event *ev, struct err *e)
+{
+    const cJSON *next = v->child;
+
+    for (int i = 0; i < N_FIELDS; i++) {
+        const struct field *f = &fields[i];
+        if (!(f->events & BIT(ev->type)))
+            continue;
+        const cJSON *member = next && strcmp(next->string, f->name) == 0 ? next : json_find(v, f->name);
+        if (!member)
+            continue;
+        if (read_field(v, member, f, ev, e) < 0)
+            return -1;
+        next = member->next;
+    }
     return 0;
 }
 
@@ -184,9 +204,8 @@ int job_event_from_journal(const cJSON *v, struct job_event *ev, struct err *e)
         job_state_parse(state, &r.state, e) < 0)
         return -1;
     snprintf(r.reason, sizeof r.reason, "%s", reason);
-    for (int i = 0; i < N_FIELDS; i++)
-        if ((fields[i].events & BIT(r.type)) && read_field(v, &fields[i], &r, e) < 0)
-            return -1;
+    if (read_fields(v, &r, e) < 0)
+        return -1;
     if (json_find(v, "progress")) {
         if (progress_from_json(json_find(v, "progress"), &r.progress, e) < 0)
             return err_wrap(e, "/progress");

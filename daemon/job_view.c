@@ -25,7 +25,7 @@ static const struct progress *progress_of(const struct daemon *d, const struct j
 {
     const struct progress *live = actions_latest(d->actions, job->id);
 
-    return live ? live : job->has_progress ? &job->progress : NULL;
+    return live ? live : job->progress;
 }
 
 cJSON *job_view_summary(const struct daemon *d, const struct job *job)
@@ -87,15 +87,16 @@ static cJSON *view_paths(const struct daemon *d, const struct job *job)
                                            {"result", "result.json"},      {"logs", "log"},
                                            {"checkpoints", "checkpoints"}, {"tensorboard", "tensorboard"},
                                            {"model", "model.safetensors"}};
-    char *dir = run_dir_path(d->options->state_dir, job->id);
+    char *dir = run_dir_path(d->options->state_dir, job->id), *path = xasprintf("%s/%32s", dir, "");
+    char *name = path + strlen(dir) + 1;
     cJSON *v = cJSON_CreateObject();
 
     cJSON_AddStringToObject(v, "run_dir", dir);
     for (size_t i = 0; i < sizeof files / sizeof *files; i++) {
-        char *path = xasprintf("%s/%s", dir, files[i][1]);
+        strcpy(name, files[i][1]);
         cJSON_AddStringToObject(v, files[i][0], path);
-        free(path);
     }
+    free(path);
     free(dir);
     return v;
 }
@@ -108,6 +109,8 @@ static cJSON *view_metrics(const struct daemon *d, const struct job *job)
 
     if (live)
         return cJSON_Duplicate(live, true);
+    if (!job->attempt)
+        return cJSON_CreateNull(); /* nobody can have written one */
     char *dir = run_dir_path(d->options->state_dir, job->id), *path = fs_join(dir, "metrics.jsonl");
     v = metrics_file_latest(path);
     free(path);
@@ -117,10 +120,8 @@ static cJSON *view_metrics(const struct daemon *d, const struct job *job)
 
 cJSON *job_view_record(const struct daemon *d, const struct job *job, struct err *e)
 {
-    char *text = store_spec(d->store, job->id, e);
-    cJSON *spec = text ? json_parse(text, strlen(text), e) : NULL;
+    const char *spec = spec_cache_get(d->specs, d->store, job->id, e);
 
-    free(text);
     if (!spec)
         return NULL;
     cJSON *v = job_view_summary(d, job);
@@ -133,7 +134,7 @@ cJSON *job_view_record(const struct daemon *d, const struct job *job, struct err
     cJSON_AddItemToObject(v, "allocation", view_allocation(job));
     cJSON_AddItemToObject(v, "metrics", view_metrics(d, job));
     cJSON_AddItemToObject(v, "paths", view_paths(d, job));
-    cJSON_AddItemToObject(v, "spec", spec);
+    cJSON_AddRawToObject(v, "spec", spec);
     return v;
 }
 

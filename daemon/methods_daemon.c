@@ -37,6 +37,41 @@ static cJSON *view_stats(const struct daemon *d)
     return v;
 }
 
+static void add_capability(void *list, const char *name)
+{
+    cJSON_AddItemToArray(list, cJSON_CreateString(name));
+}
+
+/* Optional: who does not care about versions need not call it. A client that needs a newer protocol learns so
+ * here rather than from the first answer that it does not understand. */
+static void hello(struct rpc_call *call)
+{
+    const char *client = NULL;
+    int64_t wanted = RPC_PROTOCOL;
+
+    if (rpc_param_str(call, "client", &client) < 0 ||
+        rpc_param_int(call, "protocol", false, 1, (int64_t)1 << 53, &wanted) < 0)
+        return;
+    if (wanted > RPC_PROTOCOL) {
+        rpc_fail(call, RPC_INVALID_PARAMS,
+                 "/params/protocol: %lld found, at most %d is accepted: the client wants protocol %lld, this "
+                 "coordinator "
+                 "(batchformerd %s) speaks protocol %d",
+                 (long long)wanted, RPC_PROTOCOL, (long long)wanted, BF_VERSION, RPC_PROTOCOL);
+        call->data = cJSON_CreateObject();
+        cJSON_AddNumberToObject(call->data, "wanted", (double)wanted);
+        cJSON_AddNumberToObject(call->data, "protocol", RPC_PROTOCOL);
+        return;
+    }
+    if (client)
+        log_debug(&call->daemon->log, "client %llu is %.64s", (unsigned long long)call->conn->id, client);
+    call->result = cJSON_CreateObject();
+    cJSON_AddStringToObject(call->result, "server", "batchformerd");
+    cJSON_AddStringToObject(call->result, "version", BF_VERSION);
+    cJSON_AddNumberToObject(call->result, "protocol", RPC_PROTOCOL);
+    rpc_each_method(add_capability, cJSON_AddArrayToObject(call->result, "capabilities"));
+}
+
 static void info(struct rpc_call *call)
 {
     const struct daemon *d = call->daemon;
@@ -147,6 +182,7 @@ static void spec_estimate(struct rpc_call *call)
 }
 
 const struct rpc_method methods_daemon[] = {
+    {"hello", ROLE_ANY, hello, "client protocol"},
     {"daemon.info", ROLE_VIEWER, info, ""},
     {"daemon.drain", ROLE_OPERATOR, drain, ""},
     {"daemon.shutdown", ROLE_ADMIN, shut_down, "cancel"},

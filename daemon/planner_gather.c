@@ -119,8 +119,8 @@ static int64_t remaining_ms(const struct daemon *d, const struct job *job, int64
     const struct progress *p = actions_latest(d->actions, job->id);
     double ranks = (double)(job->last_ranks ? job->last_ranks : job->n_ranks), ms = -1;
 
-    if (!p && job->has_progress)
-        p = &job->progress;
+    if (!p)
+        p = job->progress;
     *measured = p && isfinite(p->eta_s);
     if (*measured)
         ms = p->eta_s * 1000;

@@ -183,6 +183,13 @@ static const struct rpc_method *find_method(const char *name)
     return NULL;
 }
 
+void rpc_each_method(void (*fn)(void *ctx, const char *name), void *ctx)
+{
+    for (int f = 0; f < N_FAMILIES; f++)
+        for (const struct rpc_method *m = families[f]; m->name; m++)
+            fn(ctx, m->name);
+}
+
 static void fail_unknown(struct rpc_call *call, const char *name)
 {
     const char *names[MAX_METHODS];

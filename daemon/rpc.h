@@ -46,6 +46,9 @@ struct rpc_method {
 extern const struct rpc_method methods_daemon[], methods_node[], methods_job[], methods_steer[],
     methods_data[], methods_worker[], methods_auth[];
 
+/* Calls fn with the name of every method. */
+void rpc_each_method(void (*fn)(void *ctx, const char *name), void *ctx);
+
 /* Takes one line apart and answers it. */
 void rpc_handle_line(struct conn *c, const char *line, size_t len);
 

@@ -18,7 +18,7 @@
 #include <string.h>
 #include <sys/stat.h>
 
-enum { SWEEP_MS = 1000 };
+enum { SWEEP_MS = 1000, N_BUCKETS = 1024, READ_BYTES = 65536 };
 
 /* A file as it was when it was read. */
 struct file_mark {
@@ -41,6 +41,8 @@ struct server {
     int n_handles;
     bool destroyed;
     struct conn *conns;
+    struct conn *buckets[N_BUCKETS]; /* by id */
+    char read_bytes[READ_BYTES];
     uint64_t last_id;
     struct server_counts counts;
 };
@@ -75,11 +77,33 @@ void server_each(struct server *s, void (*fn)(struct conn *c, void *ctx), void *
 
 struct conn *server_conn(struct server *s, uint64_t id)
 {
-    struct conn *c = s->conns;
+    struct conn *c = s->buckets[id % N_BUCKETS];
 
     while (c && c->id != id)
-        c = c->next;
+        c = c->next_in_bucket;
     return c;
+}
+
+static void add_to_index(struct server *s, struct conn *c)
+{
+    struct conn **bucket = &s->buckets[c->id % N_BUCKETS];
+
+    c->next_in_bucket = *bucket;
+    *bucket = c;
+}
+
+void server_unindex(struct server *s, const struct conn *c)
+{
+    struct conn **p = &s->buckets[c->id % N_BUCKETS];
+
+    while (*p != c)
+        p = &(*p)->next_in_bucket;
+    *p = c->next_in_bucket;
+}
+
+uv_buf_t server_read_buf(struct server *s)
+{
+    return uv_buf_init(s->read_bytes, sizeof s->read_bytes);
 }
 
 /* --- clients --- */
@@ -114,6 +138,7 @@ static void on_connection(uv_stream_t *stream, int status)
     if (c->next)
         c->next->prev = &c->next;
     s->conns = c;
+    add_to_index(s, c);
     s->counts.n_accepted++;
     s->counts.n_clients++;
     if (is_too_many(c, d->options, &hit)) {

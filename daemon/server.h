@@ -31,6 +31,12 @@ void server_destroy(struct server *s);
 /* The connection with this id, if it is still there. Replies that come later hold ids, not pointers. */
 struct conn *server_conn(struct server *s, uint64_t id);
 
+/* Takes it out of what server_conn() finds; for conn_close(). */
+void server_unindex(struct server *s, const struct conn *c);
+
+/* Where a connection reads to; what was read is taken before anybody else reads. */
+uv_buf_t server_read_buf(struct server *s);
+
 /* Calls fn for every open connection. */
 void server_each(struct server *s, void (*fn)(struct conn *c, void *ctx), void *ctx);
 

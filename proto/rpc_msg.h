@@ -6,6 +6,10 @@
 #include <stdint.h>
 #include "common/err.h"
 
+/* What batchformerd and its clients say to each other, as a whole number: docs/protocol.md says what is fixed
+ * within one. */
+enum { RPC_PROTOCOL = 1 };
+
 enum rpc_code {
     RPC_PARSE_ERROR = -32700,
     RPC_INVALID_REQUEST = -32600,

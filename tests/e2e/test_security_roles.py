@@ -17,13 +17,13 @@ ROLES = ("viewer", "user", "operator", "admin")
 # with an attempt's token, whatever its role; "any": everybody.
 LOWEST = {
     "daemon.info": "viewer", "daemon.drain": "operator", "daemon.shutdown": "admin",
-    "node.list": "viewer", "spec.validate": "viewer", "spec.estimate": "viewer",
+    "node.list": "viewer", "node.drain": "operator", "node.resume": "operator", "spec.validate": "viewer", "spec.estimate": "viewer",
     "job.submit": "user", "job.list": "viewer", "job.get": "viewer", "job.watch": "viewer", "job.explain": "viewer",
     "job.logs": "viewer", "job.metrics": "viewer", "job.cancel": "user", "job.checkpoint": "user",
     "job.pause": "user", "job.resume": "user", "job.requeue": "user",
     "token.create": "admin", "token.list": "admin", "token.revoke": "admin",
     "worker.attach": "any", "worker.progress": "worker", "worker.metrics": "worker", "worker.done": "worker",
-    "auth.login": "any",
+    "auth.login": "any", "hello": "any",
 }
 # A parameter that no method has: who may call is asked before what is called with, so nothing is ever done.
 STRANGE = {"no_such_parameter": 1}

@@ -2,6 +2,7 @@
 #include "tests/unit/cm.h"
 #include "common/json.h"
 
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -86,12 +87,100 @@ static void test_getters(void **state)
     cJSON_Delete(v);
 }
 
+/* The bytes of cJSON's own printer, whatever is printed. */
+static void test_print(void **state)
+{
+    (void)state;
+    static const double numbers[] = {0,
+                                     -0.0,
+                                     1,
+                                     -1,
+                                     0.5,
+                                     1e-7,
+                                     -2.5e300,
+                                     5e-324,
+                                     1.0 / 3,
+                                     0.1 + 0.2,
+                                     2147483647,
+                                     2147483648.0,
+                                     -2147483648.0,
+                                     -2147483649.0,
+                                     1795495086843.0,
+                                     999999999999999.0,
+                                     1e22,
+                                     9223372036854775807.0,
+                                     1e19};
+    char text[] = {'a', '"', '\\', '/', '\b', '\f', '\n', '\r', '\t', 1, 31, 127, (char)0xc3, (char)0xa9, 0};
+    cJSON *v = cJSON_CreateObject(), *list = cJSON_AddArrayToObject(v, text);
+
+    for (size_t i = 0; i < sizeof numbers / sizeof *numbers; i++)
+        cJSON_AddItemToArray(list, cJSON_CreateNumber(numbers[i]));
+    cJSON_AddItemToArray(list, cJSON_CreateNumber(NAN));
+    cJSON_AddItemToArray(list, cJSON_CreateNumber(-INFINITY));
+    uint64_t x = 88172645463325252u; /* xorshift64: bit patterns of all magnitudes */
+    for (int i = 0; i < 20000; i++) {
+        double d;
+        x ^= x << 13;
+        x ^= x >> 7;
+        x ^= x << 17;
+        memcpy(&d, &x, sizeof d);
+        cJSON_AddItemToArray(list, cJSON_CreateNumber(i % 2 ? d : (double)(int64_t)x / 3e6));
+    }
+    cJSON_AddStringToObject(v, "", text);
+    cJSON_AddItemToObject(v, "empty", cJSON_CreateArray());
+    cJSON_AddItemToObject(v, "none", cJSON_CreateObject());
+    cJSON_AddNullToObject(v, "null");
+    cJSON_AddTrueToObject(v, "yes");
+    cJSON_AddFalseToObject(v, "no");
+    cJSON_AddRawToObject(v, "raw", "{\"a\":[1]}");
+    char *ours = json_text(v), *theirs = cJSON_PrintUnformatted(v);
+    assert_string_equal(ours, theirs);
+    free(ours);
+    free(theirs);
+    cJSON_Delete(v);
+}
+
+static void test_print_whole(void **state)
+{
+    (void)state;
+    cJSON *v = cJSON_CreateArray();
+
+    cJSON_AddItemToArray(v, cJSON_CreateNumber(1e15));
+    cJSON_AddItemToArray(v, cJSON_CreateNumber(-1234567890123456.0));
+    cJSON_AddItemToArray(v, cJSON_CreateNumber(9007199254740991.0));
+    cJSON_AddItemToArray(v, cJSON_CreateNumber(9007199254740992.0));
+    char *text = json_text(v);
+    assert_string_equal(text, "[1000000000000000,-1234567890123456,9007199254740991,9007199254740992]");
+    free(text);
+    cJSON_Delete(v);
+}
+
+static void test_print_full(void **state)
+{
+    (void)state;
+    struct err e = ERR_INIT;
+    struct buf b;
+    cJSON *v = cJSON_CreateString("0123456789");
+
+    buf_init(&b, 13);
+    assert_int_equal(buf_append_str(&b, "ab", &e), 0);
+    assert_int_equal(json_print(v, &b, &e), -1); /* 12 bytes do not fit into 11 */
+    assert_non_null(strstr(e.msg, "buffer full"));
+    assert_string_equal(b.data, "ab");
+    assert_int_equal(b.len, 2);
+    buf_free(&b);
+    buf_init(&b, 12);
+    assert_int_equal(json_print(v, &b, &e), 0);
+    assert_string_equal(b.data, "\"0123456789\"");
+    buf_free(&b);
+    cJSON_Delete(v);
+}
+
 int main(void)
 {
     static const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_good),
-        cmocka_unit_test(test_bad),
-        cmocka_unit_test(test_depth),
+        cmocka_unit_test(test_print),   cmocka_unit_test(test_print_whole), cmocka_unit_test(test_print_full),
+        cmocka_unit_test(test_good),    cmocka_unit_test(test_bad),         cmocka_unit_test(test_depth),
         cmocka_unit_test(test_getters),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
