@@ -256,6 +256,13 @@ const cJSON *actions_latest_metrics(const struct actions *a, int64_t job)
     return r ? r->metrics : NULL;
 }
 
+const struct beats *actions_beats(const struct actions *a, int64_t job)
+{
+    const struct run *r = run_find(a, job);
+
+    return r ? r->beats : NULL;
+}
+
 bool actions_command(struct actions *a, int64_t job, const char *command)
 {
     struct launcher *l = a->daemon->launcher;

@@ -45,7 +45,8 @@ void conn_close(struct conn *c, const char *why)
     *c->prev = c->next;
     if (c->next)
         c->next->prev = c->prev;
-    server_counts(c->daemon->server)->n_clients--;
+    if (!c->beats)
+        server_counts(c->daemon->server)->n_clients--;
     uv_close((uv_handle_t *)&c->pipe, on_closed);
     daemon_check_stop(c->daemon);
 }

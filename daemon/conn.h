@@ -40,7 +40,9 @@ struct conn {
 
     struct watch watch;
     struct follow *follow;              /* job.logs {follow}; owned */
-    int64_t worker_job, worker_attempt; /* 0 unless worker.attach succeeded */
+    int64_t worker_job, worker_attempt; /* 0 unless worker.attach or worker.hello succeeded */
+    bool beats;                         /* worker.hello: a rank's own link, no client */
+    int64_t worker_rank;                /* of it */
 };
 
 /* Accepts from a listening pipe. NULL when the peer is gone already. */

@@ -12,7 +12,7 @@ struct options {
     struct conf_list listen; /* resolved: "unix:/absolute/path", at least one */
     struct conf_list node, share;
     int64_t half_life_s, grace_ms, grow_ms;
-    int64_t slots, max_clients, stop_ms, kill_ms, hang_ms, yield_ms, retry_ms, retry_max_ms;
+    int64_t slots, max_clients, stop_ms, kill_ms, hang_ms, lost_ms, stall_s, yield_ms, retry_ms, retry_max_ms;
     bool default_address; /* nobody gave --listen */
     enum log_level level;
 };
