@@ -87,7 +87,8 @@ void conn_close(struct conn *c, const char *why)
     if (c->next)
         c->next->prev = c->prev;
     conn_count(c, NULL);
-    server_counts(c->daemon->server)->n_clients--;
+    if (!c->beats)
+        server_counts(c->daemon->server)->n_clients--;
     uv_close(&c->socket.handle, on_closed);
     daemon_check_stop(c->daemon);
 }
@@ -354,6 +355,7 @@ static int read_local_peer(struct conn *c)
     if (uv_fileno(&c->socket.handle, &fd) < 0 || getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &cred, &len) < 0)
         return -1;
     snprintf(c->peer, sizeof c->peer, "uid %lld, pid %lld", (long long)cred.uid, (long long)cred.pid);
+    c->pid = cred.pid;
     if (c->kind == CONN_GUEST)
         return 0;
     gid_t *groups = xmalloc(groups_len);

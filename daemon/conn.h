@@ -57,6 +57,7 @@ struct conn {
     size_t inflight_at;
     int64_t stalled_since_ns; /* 0 = nothing unsent */
     int64_t uid;              /* of the user; -1 while it is not known */
+    int64_t pid;              /* of a peer on this machine, as the kernel has it; else 0 */
     enum role role;           /* ROLE_ANY while it is not known who it is */
     int64_t token;            /* the one of the login; 0 = none */
     int64_t login_by_ns;      /* 0 = known */
@@ -68,7 +69,9 @@ struct conn {
 
     struct watch watch;
     struct follow *follow;              /* job.logs {follow}; owned */
-    int64_t worker_job, worker_attempt; /* 0 unless worker.attach succeeded */
+    int64_t worker_job, worker_attempt; /* 0 unless worker.attach or worker.hello succeeded */
+    bool beats;                         /* worker.hello: a rank's own link, no client */
+    int64_t worker_rank;                /* of it */
 };
 
 /* Accepts from a listening socket; owns the channel. NULL when the peer is gone already. */
