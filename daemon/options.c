@@ -88,7 +88,7 @@ static const struct conf_option rows[] = {
      "longest such wait (default: 300000)"},
     {"hang-ms", 0, CONF_INT, AT(hang_ms), "MS", NULL, 1000, 86400000,
      "time for an mpirun without ranks to end before SIGKILL (default: 30000)"},
-    {"lost-ms", 0, CONF_INT, AT(lost_ms), "MS", NULL, 2000, 86400000,
+    {"lost-ms", 0, CONF_INT, AT(lost_ms), "MS", NULL, 3000, 86400000,
      "silence of a rank that is lost or stopped before its run is restarted (default: 10000)"},
     {"stall-s", 0, CONF_INT, AT(stall_s), "S", NULL, 1, 1000000,
      "time that a run may make no step before it is restarted (default: 300; at least 20 steps)"},
