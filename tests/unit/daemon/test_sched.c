@@ -302,6 +302,14 @@ static void test_unknown_run_times(void **state)
     assert_waits(big, SCHED_BUSY, -1, 1);
     assert_waits(unknown, SCHED_HELD, -1, 2);
     assert_true(known->state == W_WAITS);
+    begin(1, 8, 0); /* nor where it would leave room once all have ended: nobody knows who ends first */
+    for (int i = 0; i < 5; i++)
+        on(waits(1, -1), 0, 1);
+    waits(4, HOUR);
+    waits(1, -1);
+    waits(1, HOUR);
+    plan();
+    assert_starts("8:0*1");
     begin(2, 8, 0); /* where the one in front could not run, others may go for ever */
     w.nodes[0].gpus = 8;
     on(waits(6, -1), 0, 6)->job.gpus_per_rank = 1;
@@ -519,6 +527,24 @@ static void test_preempt(void **state)
     assert_yields("");
 }
 
+static void test_preempt_spares_who_is_of_no_use(void **state)
+{
+    (void)state;
+    begin(2, 8, 0);
+    on(waits(4, 9 * HOUR), 0, 4);
+    on(waits(4, 9 * HOUR), 0, 4);
+    on(waits(4, 9 * HOUR), 1, 4)->can_yield = false;
+    struct w_job *v = on(waits(4, 9 * HOUR), 1, 4), *j = waits(8, HOUR);
+    v->job.priority = -1; /* preferred, and of no use where one node is wanted */
+    j->job.priority = 1;
+    j->job.nodes = 1;
+    plan();
+    assert_yields("1>0 for 5 2>0 for 5");
+    j->job.nodes = 0; /* else one with the other */
+    plan();
+    assert_yields("2>0 for 5 4>0 for 5");
+}
+
 static void test_preempt_only_when_it_pays(void **state)
 {
     (void)state;
@@ -651,6 +677,7 @@ int main(void)
         cmocka_unit_test(test_shrunk_and_started),
         cmocka_unit_test(test_grow),
         cmocka_unit_test(test_preempt),
+        cmocka_unit_test(test_preempt_spares_who_is_of_no_use),
         cmocka_unit_test(test_preempt_only_when_it_pays),
         cmocka_unit_test(test_unusable_nodes),
         cmocka_unit_test(test_sentences),

@@ -100,11 +100,25 @@ static void test_promises_are_kept(void **state)
 struct stream {
     int64_t priority, run_ms, bound_ms;
     double usage;
-    bool unknown, no_aging;
+    bool unknown, half, no_aging;
 };
 
-/* One job that wants all that there is, from a user or of a priority that comes last, and an endless stream
- * of small jobs that ask for twice the machine. */
+/* Every slot is taken by a job that runs for a while yet. */
+static void fill(struct world *w, struct stream s, int64_t *id, uint64_t *seed)
+{
+    for (size_t n = 0; n < w->n_nodes; n++)
+        for (int32_t k = 0; k < w->nodes[n].slots; k++) {
+            struct w_job *j =
+                w_add(w, (struct sched_job){.id = (*id)++,
+                                            .user = 1,
+                                            .ranks = 1,
+                                            .run_ms = 1 + (int64_t)w_random(seed, (uint32_t)s.run_ms)});
+            w_run(w, j, w->now - 1, &(struct sched_piece){(int32_t)n, 1}, 1);
+        }
+}
+
+/* One job that wants all or half of what there is, from a user or of a priority that comes last, and an
+ * endless stream of small jobs that ask for twice the machine. */
 static bool starts_in_time(struct world *w, struct stream s, uint64_t *seed)
 {
     int32_t slots = 4 + (int32_t)w_random(seed, 5);
@@ -123,10 +137,11 @@ static bool starts_in_time(struct world *w, struct stream s, uint64_t *seed)
     bound = w->now + s.bound_ms;
     w_add(w, (struct sched_job){.id = 1,
                                 .user = 0,
-                                .ranks = slots,
-                                .submitted_ms = w->now + 1,
-                                .queued_ms = w->now + 1,
+                                .ranks = s.half ? slots / 2 : slots,
+                                .submitted_ms = w->now - 1,
+                                .queued_ms = w->now - 1,
                                 .run_ms = 1000});
+    fill(w, s, &id, seed);
     for (; w->now <= bound && w->jobs[0].state == W_WAITS;) {
         while (next <= w->now) {
             /* The last that ended makes room, else the newest is not handed in: a queue of bounded length. */
@@ -176,6 +191,7 @@ static void test_nobody_starves(void **state)
          .bound_ms = 48 * h + 3 * h}, /* past a point of priority after 24 h */
         {.run_ms = 2 * h, .priority = 2, .bound_ms = 96 * h + 3 * h},
         {.run_ms = 30 * min, .unknown = true, .bound_ms = 31 * min}, /* first in line, nothing is known */
+        {.run_ms = 30 * min, .unknown = true, .half = true, .bound_ms = 31 * min},
         {.run_ms = 20 * min, .unknown = true, .bound_ms = 12 * h + 21 * min, .usage = 1e9},
     };
     uint64_t seed = 11;
