@@ -59,7 +59,7 @@ int conn_count(struct conn *c, struct limit_hit *hit)
 
     if (c->is_counted)
         limits_remove_client(l, c->counted_uid);
-    c->counted_uid = c->role == ROLE_ANY ? LIMITS_STRANGER : c->uid;
+    c->counted_uid = c->role != ROLE_ANY ? c->uid : c->kind == CONN_GUEST ? c->peer_uid : LIMITS_STRANGER;
     c->is_counted = c->role != ROLE_ADMIN && !c->worker_job && !c->closing;
     if (!c->is_counted || limits_add_client(l, c->counted_uid, hit) == 0)
         return 0;
@@ -356,6 +356,7 @@ static int read_local_peer(struct conn *c)
         return -1;
     snprintf(c->peer, sizeof c->peer, "uid %lld, pid %lld", (long long)cred.uid, (long long)cred.pid);
     c->pid = cred.pid;
+    c->peer_uid = cred.uid;
     if (c->kind == CONN_GUEST)
         return 0;
     gid_t *groups = xmalloc(groups_len);
@@ -392,7 +393,7 @@ static int read_tcp_peer(struct conn *c)
 
 static int read_peer(struct conn *c)
 {
-    c->uid = -1;
+    c->uid = c->peer_uid = -1;
     if (c->kind != CONN_LOCAL)
         c->login_by_ns = clock_mono_ns() + c->daemon->options->login_ms * 1000000;
     return c->kind == CONN_TCP ? read_tcp_peer(c) : read_local_peer(c);

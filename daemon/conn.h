@@ -58,6 +58,7 @@ struct conn {
     int64_t stalled_since_ns; /* 0 = nothing unsent */
     int64_t uid;              /* of the user; -1 while it is not known */
     int64_t pid;              /* of a peer on this machine, as the kernel has it; else 0 */
+    int64_t peer_uid;         /* of the process at the other end of a Unix socket; -1 over TCP */
     enum role role;           /* ROLE_ANY while it is not known who it is */
     int64_t token;            /* the one of the login; 0 = none */
     int64_t login_by_ns;      /* 0 = known */

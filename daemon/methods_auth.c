@@ -116,6 +116,11 @@ static int read_wanted(struct rpc_call *call, struct token *t)
         return bad_param(call, "user", &e);
     if (role_parse(role, &t->role, &e) < 0)
         return bad_param(call, "role", &e);
+    if (t->uid == 0 && call->conn->uid != 0) {
+        rpc_fail(call, RPC_FORBIDDEN,
+                 "a token for root is root's alone to make: under root its jobs run as root");
+        return -1;
+    }
     identity_name(t->uid, t->user, sizeof t->user);
     identity_name(call->conn->uid, t->by, sizeof t->by);
     t->expires_ms = expires_s ? t->created_ms + expires_s * 1000 : 0;

@@ -304,8 +304,10 @@ int actions_attach(struct actions *a, struct conn *c, const struct progress_atta
     struct run *r = reporter(a, at->job, at->attempt);
     const struct job *job = jobs_find(&a->daemon->jobs, at->job);
 
+    /* On the socket that everybody can reach the kernel still says whose process it is. */
+    bool is_strange = job && c->kind == CONN_GUEST && c->peer_uid != job->uid;
     /* One message for every way of being wrong: a guesser learns nothing. */
-    if (!r || !job || !worker_token_equal(job->token, at->token))
+    if (!r || !job || is_strange || !worker_token_equal(job->token, at->token))
         return err_set(e, "job %lld attempt %lld is not running here with this token", (long long)at->job,
                        (long long)at->attempt);
     struct conn *old = r->link_id && r->link_id != c->id ? server_conn(a->daemon->server, r->link_id) : NULL;

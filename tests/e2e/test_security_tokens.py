@@ -1,6 +1,7 @@
 """Tokens: made, shown once, used, revoked, expired, kept over restarts; and the limits of one user."""
 import json
 import re
+import signal
 import stat
 import subprocess
 import time
@@ -320,6 +321,24 @@ def test_size_of_a_spec_and_arrays(make_tls_daemon):
         assert limit(error) == "max-user-jobs"  # all of an array or nothing
         assert rpc.call("job.list")["jobs"] == []
         assert len(rpc.call("job.submit", spec=spec(sweep={"seed": [1, 2, 3]}))["ids"]) == 3
+
+
+def test_limits_and_roots_change_with_the_config_file(make_tls_daemon, tmp_path):
+    config, data = tmp_path / "config.json", tmp_path / "data"
+    data.mkdir()
+    config.write_text(json.dumps({"max_user_jobs": 1, "data_root": ["/nonexistent"]}))
+    daemon = make_tls_daemon(behaviour="run_ms=600000", options=["--config", config])
+    reads = spec(data={"format": "idx", "path": str(data), "synthetic": None})
+    with daemon.tls(daemon.token(user="games")[1]) as rpc, daemon.rpc() as admin:
+        rpc.submit()
+        assert limit(refused(rpc, "job.submit", spec=spec())) == "max-user-jobs"
+        assert refused(admin, "job.submit", spec=reads).code == 1002
+        config.write_text(json.dumps({"max_user_jobs": 2, "data_root": [str(tmp_path)]}))
+        daemon.process.send_signal(signal.SIGHUP)
+        wait_for_log(daemon, "reload: max-user-jobs is 2 from now on, it was 1")
+        rpc.submit()
+        assert limit(refused(rpc, "job.submit", spec=spec())) == "max-user-jobs"
+        admin.submit(reads)
 
 
 def test_limits_in_the_help():
