@@ -24,7 +24,7 @@ LOWEST = {
     "job.pause": "user", "job.resume": "user", "job.requeue": "user",
     "token.create": "admin", "token.list": "admin", "token.revoke": "admin",
     "worker.attach": "any", "worker.progress": "worker", "worker.metrics": "worker", "worker.done": "worker",
-    "auth.login": "any", "hello": "any",
+    "worker.hello": "any", "worker.beat": "worker", "auth.login": "any", "hello": "any",
 }
 # A parameter that no method has: who may call is asked before what is called with, so nothing is ever done.
 STRANGE = {"no_such_parameter": 1}
