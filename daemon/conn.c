@@ -312,7 +312,7 @@ bool conn_is_known(const struct conn *c)
     return c->role != ROLE_ANY || c->worker_job != 0;
 }
 
-void conn_login(struct conn *c, const struct token *as)
+int conn_login(struct conn *c, const struct token *as, struct limit_hit *hit)
 {
     char peer[sizeof c->peer];
 
@@ -320,10 +320,16 @@ void conn_login(struct conn *c, const struct token *as)
     logs_follow_end(c);
     c->uid = as->uid;
     c->role = as->role;
+    if (conn_count(c, hit) < 0) {
+        c->uid = -1;
+        c->role = ROLE_ANY;
+        return -1;
+    }
     c->token = as->id;
     c->login_by_ns = 0;
     memcpy(peer, c->peer, sizeof peer);
     snprintf(c->peer, sizeof c->peer, "%.40s by token %lld, %.50s", as->user, (long long)as->id, peer);
+    return 0;
 }
 
 void conn_attached(struct conn *c)
@@ -337,10 +343,19 @@ void conn_dismiss(struct conn *c, int code, const char *why)
     if (c->closing || c->close_when_flushed)
         return;
     log_warn(&c->daemon->log, "client %llu (%s) dismissed: %s", (unsigned long long)c->id, c->peer, why);
+    c->watch.active = false;
+    logs_follow_end(c);
     conn_send(c, rpc_error(NULL, code, why, NULL));
     c->close_when_flushed = true;
     if (!c->corked)
         close_if_flushed(c);
+}
+
+void conn_expel(struct conn *c, const char *why)
+{
+    conn_dismiss(c, RPC_NOT_LOGGED_IN, why);
+    if (!c->corked)
+        conn_close(c, NULL);
 }
 
 /* --- birth --- */

@@ -94,8 +94,9 @@ size_t conn_unsent(const struct conn *c);
 /* Counts it as its user's, and no longer as whosever it was before. -1 when the user has too many. */
 int conn_count(struct conn *c, struct limit_hit *hit);
 
-/* It is the token's user from now on; what was watched and followed before ends. */
-void conn_login(struct conn *c, const struct token *as);
+/* It is the token's user from now on; what was watched and followed before ends. -1 when the user has too
+ * many connections: it is nobody's then. */
+int conn_login(struct conn *c, const struct token *as, struct limit_hit *hit);
 
 /* It speaks for a worker from now on. */
 void conn_attached(struct conn *c);
@@ -105,6 +106,10 @@ bool conn_is_known(const struct conn *c);
 
 /* Sends the error for no request, then disconnects when it has left, and takes nothing more. */
 void conn_dismiss(struct conn *c, int code, const char *why);
+
+/* The same with error 1006, and at once: what the client does not take now it does not get. Only the
+ * connection whose messages are being handled still has its answers. */
+void conn_expel(struct conn *c, const char *why);
 
 /* Disconnects and says why in the log (NULL: an ordinary end). The memory goes when the handle is closed. */
 void conn_close(struct conn *c, const char *why);

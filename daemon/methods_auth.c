@@ -59,8 +59,7 @@ static void login(struct rpc_call *call)
         turn_away(call);
         return;
     }
-    conn_login(c, t);
-    if (conn_count(c, &hit) < 0) {
+    if (conn_login(c, t, &hit) < 0) {
         rpc_fail_limit(call, &hit);
         c->close_when_flushed = true;
         return;
@@ -206,7 +205,7 @@ static void end_conn(struct conn *c, void *ctx)
     if (c->token != r->id)
         return;
     r->n_conns++;
-    conn_dismiss(c, RPC_NOT_LOGGED_IN, "the token of this connection was revoked");
+    conn_expel(c, "the token of this connection was revoked");
 }
 
 static void revoke_one(struct rpc_call *call)

@@ -233,7 +233,7 @@ static void sweep_conn(struct conn *c, void *ctx)
         conn_close(c, channel_is_open(c->channel) ? "it has not logged in in time (--login-ms)"
                                                   : "its TLS handshake took too long (--login-ms)");
     else if (c->token && !tokens_get(c->daemon->server->tokens, c->token, clock_wall_ms()))
-        conn_dismiss(c, RPC_NOT_LOGGED_IN, "the token of this connection has expired or was revoked");
+        conn_expel(c, "the token of this connection has expired or was revoked");
 }
 
 static struct file_mark mark_of(const char *path)
