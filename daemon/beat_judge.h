@@ -5,15 +5,17 @@
  * run in which any rank still moves is never ended, whatever the others do not say; and who holds the others
  * up is the rank that does not wait in a collective while they do.
  *
- *   silent    no beat for half of lost_ms, at most 3 s
- *   stopped   silent, and its process is stopped by a signal      → the run ends after lost_ms
- *   lost      silent, and its process is gone; or it is on another machine and others beat
- *                                                                 → the run ends after lost_ms
- *   stalled   nobody moves; this is the one that is waited for    → the run ends after stall_ms, or 20 times
- * a step if that is longer, times what its phase is allowed (start, evaluate, checkpoint and finish 4, data
- * 2); it is shown as stalled from half of that on slow      its work in a step, which is what it does not
- * wait for others, takes over 1.5 times the ranks' median                                       → reported,
- * never ended
+ * | state   | what it means                                                    | the run ends after   |
+ * |---------|------------------------------------------------------------------|----------------------|
+ * | silent  | no beat for half of lost_ms, at most 3 s                         | never                |
+ * | stopped | silent, and a signal has stopped its process                     | lost_ms              |
+ * | lost    | silent, and its process is gone, or is elsewhere and others beat | lost_ms              |
+ * | stalled | nobody moves; this is the one that is waited for                 | stall_ms, or 20 steps |
+ * | slow    | its work in a step takes over 1.5 times the ranks' median        | never                |
+ *
+ * The longer of stall_ms and 20 steps counts, times what a phase is allowed: 4 in start, evaluate, checkpoint
+ * and finish, 2 in data. A rank is shown as stalled from half of that on. Its work is what it does in a step
+ * without waiting for others.
  *
  * A local process that lives, is not stopped and says nothing has lost its link, not its life: only a run
  * that stalls as a whole is ended for it.
