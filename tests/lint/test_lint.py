@@ -40,6 +40,7 @@ VENDOR_FILES = {
     "dnnl": {"worker/backend/cpu/dn.c"},
     "nccl.h": {"worker/comm/comm_nccl.c"},
     "mpi.h": {"worker/comm/comm_mpi.c", "worker/main.c"},
+    "netinet/": {"worker/comm/tcp_"},
     "sqlite3.h": {"daemon/store"},
     "uv.h": {"daemon/"},
     "xxhash.h": {"common/hash.c"},
