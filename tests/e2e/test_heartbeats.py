@@ -123,7 +123,7 @@ def test_a_killed_rank_is_named_by_its_signal(system):
 
 def test_a_looping_rank_is_hung(system):
     """Steps 1 to 49 are made; a checkpoint is there from step 40, so the second attempt never comes to its 50th."""
-    daemon = system(fault="train.step.1:loop@50", stall_s=3)
+    daemon = system(fault="train.step.1:loop@50", stall_s=6)
     with daemon.rpc() as rpc:
         number = rpc.submit(job(epochs=20, checkpoint__every_steps=40))
         state, (reason,) = restarts(rpc, number)
@@ -135,7 +135,7 @@ def test_a_looping_rank_is_hung(system):
 
 
 def test_a_slow_rank_is_reported_and_not_ended(system):
-    daemon = system(fault="train.step.1:nap@1", stall_s=5)
+    daemon = system(fault="train.step.1:nap@1", lost_ms=60000)
     with daemon.rpc() as rpc:
         number = rpc.submit(job(epochs=60))
 
