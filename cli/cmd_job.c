@@ -14,7 +14,7 @@
 
 #define OPT(member) offsetof(struct cli_options, member)
 
-enum { RECONNECT_MS = 30000 };
+enum { RECONNECT_MS = 30000, SHOW_RANKS = 16 };
 
 /* --- reading a job's record --- */
 
@@ -259,11 +259,75 @@ static void show_json(const char *label, const cJSON *v)
     free(text);
 }
 
+static int odd(const cJSON *rank)
+{
+    return strcmp(text_of(rank, "state"), "ok") != 0;
+}
+
+/* Those that are not well first, then the slower ones, then in order of ranks. */
+static int by_trouble(const void *a, const void *b)
+{
+    const cJSON *x = *(const cJSON *const *)a, *y = *(const cJSON *const *)b;
+    double rx = number_of(x, "ratio"), ry = number_of(y, "ratio");
+
+    if (odd(x) != odd(y))
+        return odd(y) - odd(x);
+    if (isfinite(rx) && isfinite(ry) && rx != ry)
+        return rx < ry ? 1 : -1;
+    if (isfinite(rx) != isfinite(ry))
+        return isfinite(rx) ? -1 : 1;
+    return number_of(x, "rank") < number_of(y, "rank") ? -1 : 1;
+}
+
+static void fill_rank(char (*row)[OUTPUT_CELL], const cJSON *rank)
+{
+    double ratio = number_of(rank, "ratio"), step = number_of(rank, "step");
+    const char *waits_in = text_of(rank, "waits_in");
+
+    snprintf(row[0], OUTPUT_CELL, "%.0f", number_of(rank, "rank"));
+    output_text(row[1], OUTPUT_CELL, text_of(rank, "host"));
+    output_text(row[2], OUTPUT_CELL, text_of(rank, "state"));
+    if (isfinite(step))
+        snprintf(row[3], OUTPUT_CELL, "%.0f", step);
+    output_duration(row[4], OUTPUT_CELL, number_of(rank, "step_ms") / 1000);
+    output_duration(row[5], OUTPUT_CELL, number_of(rank, "work_ms") / 1000);
+    if (isfinite(ratio))
+        snprintf(row[6], OUTPUT_CELL, "%.2f", ratio);
+    output_duration(row[7], OUTPUT_CELL, number_of(rank, "age_s"));
+    output_text(row[8], OUTPUT_CELL, *waits_in ? waits_in : text_of(rank, "phase"));
+}
+
+/* Who holds the others up: the first SHOW_RANKS of the ranks by trouble. */
+static void show_ranks(const cJSON *ranks)
+{
+    struct output_table t = {.n_columns = 9,
+                             .titles = {"RANK", "HOST", "STATE", "STEP", "STEP TIME", "OWN WORK", "TO MEDIAN",
+                                        "HEARD", "IN"},
+                             .right = {true, false, false, true, true, true, true, true, false}};
+    int n = cJSON_GetArraySize(ranks), k = 0;
+    const cJSON **order, *v;
+
+    if (n == 0)
+        return;
+    order = xcalloc((size_t)n, sizeof *order);
+    cJSON_ArrayForEach(v, ranks) order[k++] = v;
+    qsort(order, (size_t)n, sizeof *order, by_trouble);
+    for (int i = 0; i < n && i < SHOW_RANKS; i++)
+        fill_rank(output_table_row(&t), order[i]);
+    printf("ranks\n");
+    output_table_print(&t, stdout);
+    if (n > SHOW_RANKS)
+        printf("and %d more; --json has %s\n", n - SHOW_RANKS, n < 512 ? "all" : "512 of them");
+    output_table_free(&t);
+    free(order);
+}
+
 /* The facts with names of their own first, then whatever else the record holds, the spec last. */
 static void show_job(const cJSON *job)
 {
-    static const char *const named[] = {"id",       "name",         "state",      "reason",   "user",
-                                        "progress", "submitted_ms", "started_ms", "ended_ms", "spec"};
+    static const char *const named[] = {"id",       "name",     "state",        "reason",
+                                        "user",     "progress", "submitted_ms", "started_ms",
+                                        "ended_ms", "spec",     "per_rank"};
     struct progress p;
     char line[256];
     const cJSON *v;
@@ -288,6 +352,7 @@ static void show_job(const cJSON *job)
         if (!shown && v->string)
             show_json(v->string, v);
     }
+    show_ranks(json_find(job, "per_rank"));
     if (json_find(job, "spec")) {
         char *spec = json_text_pretty(json_find(job, "spec"));
         printf("spec\n%s\n", spec);

@@ -18,9 +18,10 @@ enum err_kind {
     ERR_UNREACHABLE, /* no coordinator, or the connection is gone */
     ERR_REMOTE,      /* the peer answered with an error; .code is its JSON-RPC code */
     ERR_INTERRUPTED, /* a signal asked us to stop */
-    ERR_PEER_LOST,   /* another rank is gone or silent */
-    ERR_NOT_FINITE,  /* a loss or gradient is NaN or infinite */
-    ERR_NO_SPACE,    /* no room on a disk: it may work later, when there is */
+    ERR_PEER_LOST, /* another rank is gone or silent; .code, when not 0, is the exit status with which it gave
+                      up for a reason of its own, which it has told */
+    ERR_NOT_FINITE, /* a loss or gradient is NaN or infinite */
+    ERR_NO_SPACE,   /* no room on a disk: it may work later, when there is */
 };
 
 struct err {

@@ -6,6 +6,8 @@
 #include <string.h>
 #include <unistd.h>
 
+enum { NAP_US = 100000 };
+
 /* Finds "point:action[@n]" in the list; copies the action. */
 static bool find_action(const char *list, const char *point, char *action, size_t size, int *nth)
 {
@@ -34,7 +36,8 @@ bool fault_hit(const char *point, int *count)
 
     if (!list || !find_action(list, point, action, sizeof action, &nth))
         return false;
-    if (++*count != nth)
+    bool naps = strcmp(action, "nap") == 0;
+    if (++*count < nth || (*count > nth && !naps))
         return false;
     if (strcmp(action, "kill") == 0)
         kill(getpid(), SIGKILL);
@@ -42,5 +45,15 @@ bool fault_hit(const char *point, int *count)
         kill(getpid(), SIGSTOP);
     else if (strcmp(action, "exit") == 0)
         _exit(9);
+    else if (naps)
+        usleep(NAP_US);
+    else if (strcmp(action, "loop") == 0)
+        for (volatile int turning = 1; turning;)
+            continue;
     return strcmp(action, "error") == 0;
+}
+
+bool fault_any(void)
+{
+    return getenv("BATCHFORMER_FAULT") != NULL;
 }

@@ -306,6 +306,13 @@ const char *actions_waits_for(const struct actions *a, int64_t job)
     return r && r->waits ? r->waits_for : NULL;
 }
 
+const struct beats *actions_beats(const struct actions *a, int64_t job)
+{
+    const struct run *r = run_find(a, job);
+
+    return r ? r->beats : NULL;
+}
+
 bool actions_command(struct actions *a, int64_t job, const char *command)
 {
     struct launcher *l = a->daemon->launcher;

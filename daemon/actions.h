@@ -8,6 +8,8 @@
  *
  * Stopping: rank 0 is asked (at once, when it is attached); after stop_ms SIGTERM; after kill_ms more SIGKILL
  * to every process, again each second until none is left. A run that nobody reports for gets SIGTERM at once.
+ * One that a rank holds up for good (beat_judge.h) is not asked, because it could not answer: SIGTERM at
+ * once, SIGKILL LOST_KILL_MS later, and a restart.
  */
 #ifndef DAEMON_ACTIONS_H
 #define DAEMON_ACTIONS_H
@@ -15,6 +17,7 @@
 #include "daemon/daemon.h"
 #include "proto/progress.h"
 
+struct beats;
 struct conn;
 struct planner;
 
@@ -48,6 +51,10 @@ void actions_progress(struct actions *a, int64_t job, int64_t attempt, const str
 void actions_metrics(struct actions *a, int64_t job, int64_t attempt, const cJSON *metrics);
 void actions_done(struct actions *a, int64_t job, int64_t attempt, const char *status, const char *reason);
 
+/* Any rank's: makes the connection the link of its heartbeats; likewise. A beat on it. */
+int actions_hello(struct actions *a, struct conn *c, const struct progress_hello *h, struct err *e);
+void actions_beat(struct actions *a, const struct conn *c, const struct progress_beat *beat);
+
 /* --- what methods want to know or have done --- */
 
 /* The latest progress; NULL when there is none. */
@@ -58,6 +65,9 @@ const cJSON *actions_latest_metrics(const struct actions *a, int64_t job);
 
 /* Why a start that was decided has not happened yet: the disk has no room. NULL when it is not so. */
 const char *actions_waits_for(const struct actions *a, int64_t job);
+
+/* The heartbeats of its ranks; NULL when it holds no slots. Borrowed. */
+const struct beats *actions_beats(const struct actions *a, int64_t job);
 
 /* Tells rank 0 "checkpoint". False when nobody reports for the job. */
 bool actions_command(struct actions *a, int64_t job, const char *command);

@@ -192,6 +192,20 @@ cJSON *confine_find(const struct options *o, int64_t uid, const cJSON *resolved)
     return findings;
 }
 
+bool confine_same(const cJSON *a, const cJSON *b)
+{
+    struct jobspec_path pa[MAX_PATHS], pb[MAX_PATHS];
+    int n = jobspec_paths(a, pa, MAX_PATHS);
+
+    ASSERT(n <= MAX_PATHS);
+    if (jobspec_paths(b, pb, MAX_PATHS) != n)
+        return false;
+    for (int i = 0; i < n; i++)
+        if (strcmp(pa[i].pointer, pb[i].pointer) != 0 || strcmp(pa[i].value, pb[i].value) != 0)
+            return false;
+    return true;
+}
+
 int confine_check(const struct options *o, int64_t uid, const char *spec, struct err *e)
 {
     cJSON *doc = is_free(o, uid) ? NULL : json_parse(spec, strlen(spec), e), *findings;

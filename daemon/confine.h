@@ -22,6 +22,9 @@ cJSON *confine_find(const struct options *o, int64_t uid, const cJSON *resolved)
 /* The same before a start, for a spec as it is stored. -1 with the first finding. */
 int confine_check(const struct options *o, int64_t uid, const char *spec, struct err *e);
 
+/* Do two resolved specs name the same paths? Then what is found on one is found on the other. */
+bool confine_same(const cJSON *a, const cJSON *b);
+
 /* One path under roots of this list: 0, or -1 with what is wrong. */
 int confine_path(const struct conf_list *roots, int64_t uid, const char *path, struct err *e);
 

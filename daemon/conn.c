@@ -59,7 +59,7 @@ int conn_count(struct conn *c, struct limit_hit *hit)
 
     if (c->is_counted)
         limits_remove_client(l, c->counted_uid);
-    c->counted_uid = c->role == ROLE_ANY ? LIMITS_STRANGER : c->uid;
+    c->counted_uid = c->role != ROLE_ANY ? c->uid : c->kind == CONN_GUEST ? c->peer_uid : LIMITS_STRANGER;
     c->is_counted = c->role != ROLE_ADMIN && !c->worker_job && !c->closing;
     if (!c->is_counted || limits_add_client(l, c->counted_uid, hit) == 0)
         return 0;
@@ -87,7 +87,8 @@ void conn_close(struct conn *c, const char *why)
     if (c->next)
         c->next->prev = c->prev;
     conn_count(c, NULL);
-    server_counts(c->daemon->server)->n_clients--;
+    if (!c->beats)
+        server_counts(c->daemon->server)->n_clients--;
     uv_close(&c->socket.handle, on_closed);
     daemon_check_stop(c->daemon);
 }
@@ -311,7 +312,7 @@ bool conn_is_known(const struct conn *c)
     return c->role != ROLE_ANY || c->worker_job != 0;
 }
 
-void conn_login(struct conn *c, const struct token *as)
+int conn_login(struct conn *c, const struct token *as, struct limit_hit *hit)
 {
     char peer[sizeof c->peer];
 
@@ -319,10 +320,16 @@ void conn_login(struct conn *c, const struct token *as)
     logs_follow_end(c);
     c->uid = as->uid;
     c->role = as->role;
+    if (conn_count(c, hit) < 0) {
+        c->uid = -1;
+        c->role = ROLE_ANY;
+        return -1;
+    }
     c->token = as->id;
     c->login_by_ns = 0;
     memcpy(peer, c->peer, sizeof peer);
     snprintf(c->peer, sizeof c->peer, "%.40s by token %lld, %.50s", as->user, (long long)as->id, peer);
+    return 0;
 }
 
 void conn_attached(struct conn *c)
@@ -336,10 +343,19 @@ void conn_dismiss(struct conn *c, int code, const char *why)
     if (c->closing || c->close_when_flushed)
         return;
     log_warn(&c->daemon->log, "client %llu (%s) dismissed: %s", (unsigned long long)c->id, c->peer, why);
+    c->watch.active = false;
+    logs_follow_end(c);
     conn_send(c, rpc_error(NULL, code, why, NULL));
     c->close_when_flushed = true;
     if (!c->corked)
         close_if_flushed(c);
+}
+
+void conn_expel(struct conn *c, const char *why)
+{
+    conn_dismiss(c, RPC_NOT_LOGGED_IN, why);
+    if (!c->corked)
+        conn_close(c, NULL);
 }
 
 /* --- birth --- */
@@ -354,6 +370,8 @@ static int read_local_peer(struct conn *c)
     if (uv_fileno(&c->socket.handle, &fd) < 0 || getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &cred, &len) < 0)
         return -1;
     snprintf(c->peer, sizeof c->peer, "uid %lld, pid %lld", (long long)cred.uid, (long long)cred.pid);
+    c->pid = cred.pid;
+    c->peer_uid = cred.uid;
     if (c->kind == CONN_GUEST)
         return 0;
     gid_t *groups = xmalloc(groups_len);
@@ -390,7 +408,7 @@ static int read_tcp_peer(struct conn *c)
 
 static int read_peer(struct conn *c)
 {
-    c->uid = -1;
+    c->uid = c->peer_uid = -1;
     if (c->kind != CONN_LOCAL)
         c->login_by_ns = clock_mono_ns() + c->daemon->options->login_ms * 1000000;
     return c->kind == CONN_TCP ? read_tcp_peer(c) : read_local_peer(c);

@@ -57,6 +57,8 @@ struct conn {
     size_t inflight_at;
     int64_t stalled_since_ns; /* 0 = nothing unsent */
     int64_t uid;              /* of the user; -1 while it is not known */
+    int64_t pid;              /* of a peer on this machine, as the kernel has it; else 0 */
+    int64_t peer_uid;         /* of the process at the other end of a Unix socket; -1 over TCP */
     enum role role;           /* ROLE_ANY while it is not known who it is */
     int64_t token;            /* the one of the login; 0 = none */
     int64_t login_by_ns;      /* 0 = known */
@@ -68,7 +70,9 @@ struct conn {
 
     struct watch watch;
     struct follow *follow;              /* job.logs {follow}; owned */
-    int64_t worker_job, worker_attempt; /* 0 unless worker.attach succeeded */
+    int64_t worker_job, worker_attempt; /* 0 unless worker.attach or worker.hello succeeded */
+    bool beats;                         /* worker.hello: a rank's own link, no client */
+    int64_t worker_rank;                /* of it */
 };
 
 /* Accepts from a listening socket; owns the channel. NULL when the peer is gone already. */
@@ -90,8 +94,9 @@ size_t conn_unsent(const struct conn *c);
 /* Counts it as its user's, and no longer as whosever it was before. -1 when the user has too many. */
 int conn_count(struct conn *c, struct limit_hit *hit);
 
-/* It is the token's user from now on; what was watched and followed before ends. */
-void conn_login(struct conn *c, const struct token *as);
+/* It is the token's user from now on; what was watched and followed before ends. -1 when the user has too
+ * many connections: it is nobody's then. */
+int conn_login(struct conn *c, const struct token *as, struct limit_hit *hit);
 
 /* It speaks for a worker from now on. */
 void conn_attached(struct conn *c);
@@ -101,6 +106,10 @@ bool conn_is_known(const struct conn *c);
 
 /* Sends the error for no request, then disconnects when it has left, and takes nothing more. */
 void conn_dismiss(struct conn *c, int code, const char *why);
+
+/* The same with error 1006, and at once: what the client does not take now it does not get. Only the
+ * connection whose messages are being handled still has its answers. */
+void conn_expel(struct conn *c, const char *why);
 
 /* Disconnects and says why in the log (NULL: an ordinary end). The memory goes when the handle is closed. */
 void conn_close(struct conn *c, const char *why);

@@ -236,8 +236,10 @@ void exit_decide(const struct exit_facts *f, struct exit_verdict *out)
         decide_cancelled(f, out);
     else if (f->stopped_for)
         final(out, JOB_EV_FAILED, f->stopped_for);
-    else if (f->job->state == JOB_PREEMPTING && (!stated_reason(f) || peer_lost))
+    else if (f->job->state == JOB_PREEMPTING && (!stated_reason(f) || peer_lost || f->lost_for))
         decide_yielded(f, out);
+    else if (f->lost_for)
+        retry(f, f->lost_for, out);
     else if (f->lost_node) {
         snprintf(why, sizeof why, "node %s could not be reached", f->lost_node);
         retry(f, why, out);

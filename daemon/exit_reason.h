@@ -4,6 +4,9 @@
  * printed about a rank, the exit status. The worker's exit statuses are a contract: 0 succeeded; 1 failed for
  * a reason that it reported; 2 usage or invalid spec; 4 another rank was lost; 130 stopped on request.
  *
+ * When we ended it because a rank was lost or hung, that is why, whatever the others then said; it is a lost
+ * rank like any other.
+ *
  * An error that the worker states would come again and is final. A lost rank, a killed launcher, or an end
  * that nobody saw is nobody's statement: the job restarts from its newest checkpoint while attempts are left.
  * One that was asked to yield has yielded, unless it succeeded or stated an error.
@@ -26,6 +29,7 @@ struct exit_facts {
     int64_t checkpoint_step;  /* newest, -1 = none */
     int64_t step;             /* last one reported, -1 = none */
     const char *stopped_for;  /* we ended it for this reason (a time limit); NULL = we did not */
+    const char *lost_for;     /* we ended it because a rank was lost or hung, in words; NULL = we did not */
     const char *lost_node;    /* exit_find_lost_node(); NULL = none */
 };
 

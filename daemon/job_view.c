@@ -4,6 +4,7 @@
 #include "common/fsutil.h"
 #include "common/json.h"
 #include "daemon/actions.h"
+#include "daemon/beats.h"
 #include "daemon/metrics_file.h"
 #include "daemon/planner.h"
 #include "daemon/run_dir.h"
@@ -132,6 +133,8 @@ cJSON *job_view_record(const struct daemon *d, const struct job *job, struct err
     cJSON_AddNumberToObject(v, "yields", (double)job->n_yields);
     cJSON_AddNumberToObject(v, "checkpoint_step", (double)job->checkpoint_step);
     cJSON_AddItemToObject(v, "allocation", view_allocation(job));
+    const struct beats *beats = actions_beats(d->actions, job->id);
+    cJSON_AddItemToObject(v, "per_rank", beats ? beats_to_json(beats) : cJSON_CreateArray());
     cJSON_AddItemToObject(v, "metrics", view_metrics(d, job));
     cJSON_AddItemToObject(v, "paths", view_paths(d, job));
     cJSON_AddRawToObject(v, "spec", spec);
@@ -187,7 +190,8 @@ static void explain_active(const struct daemon *d, const struct job *job, char *
 {
     const struct progress *p = actions_latest(d->actions, job->id);
     const char *room = actions_waits_for(d->actions, job->id);
-    char where[160];
+    const struct beats *beats = actions_beats(d->actions, job->id);
+    char where[160], slow[200];
     int n;
 
     place_brief(&job->place, where, sizeof where);
@@ -209,7 +213,9 @@ static void explain_active(const struct daemon *d, const struct job *job, char *
                  (long long)job->held_ranks, job->held_ranks == 1 ? "" : "s", where, p->phase,
                  (long long)p->step, (long long)p->n_steps);
     if (n > 0 && (size_t)n < size && isfinite(p->eta_s))
-        snprintf(out + n, size - (size_t)n, ", about %.0f s left", p->eta_s);
+        n += snprintf(out + n, size - (size_t)n, ", about %.0f s left", p->eta_s);
+    if (beats && n > 0 && (size_t)n < size && beats_say_slow(beats, slow, sizeof slow))
+        snprintf(out + n, size - (size_t)n, "; %s", slow);
 }
 
 void job_view_explain(const struct daemon *d, const struct job *job, char *out, size_t size)

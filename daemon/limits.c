@@ -8,6 +8,7 @@
 
 struct user {
     int64_t uid, n_clients;
+    char name[64]; /* looked up once: who asks too much must not make us look again each time */
     struct bucket requests, submissions;
 };
 
@@ -85,23 +86,17 @@ static struct user *find_or_add(struct limits *l, int64_t uid, int64_t now_ns)
     *u = (struct user){.uid = uid,
                        .requests = bucket_full((double)o->user_request_burst, now_ns),
                        .submissions = bucket_full((double)o->user_submit_burst, now_ns)};
-    return u;
-}
-
-static const char *who(int64_t uid, char *out, size_t size)
-{
     if (uid == LIMITS_STRANGER)
-        snprintf(out, size, "people who have not logged in");
+        snprintf(u->name, sizeof u->name, "people who have not logged in");
     else
-        identity_name(uid, out, size);
-    return out;
+        identity_name(uid, u->name, sizeof u->name);
+    return u;
 }
 
 int limits_add_client(struct limits *l, int64_t uid, struct limit_hit *hit)
 {
     struct user *u = find_or_add(l, uid, 0);
     int64_t most = l->options->max_user_clients;
-    char name[64];
 
     if (u->n_clients < most) {
         u->n_clients++;
@@ -109,8 +104,8 @@ int limits_add_client(struct limits *l, int64_t uid, struct limit_hit *hit)
     }
     *hit = (struct limit_hit){.option = "max-user-clients", .value = most};
     snprintf(hit->message, sizeof hit->message,
-             "too many clients of %s: %lld are connected already (--max-user-clients)",
-             who(uid, name, sizeof name), (long long)most);
+             "too many clients of %s: %lld are connected already (--max-user-clients)", u->name,
+             (long long)most);
     return -1;
 }
 
@@ -127,7 +122,6 @@ int limits_request(struct limits *l, int64_t uid, int cost, int64_t now_ns, stru
     const struct options *o = l->options;
     struct user *u = find_or_add(l, uid, now_ns);
     int64_t wait_ms;
-    char name[64];
 
     if (bucket_take(&u->requests, (double)o->user_requests_per_s, (double)o->user_request_burst, cost, now_ns,
                     &wait_ms))
@@ -138,7 +132,7 @@ int limits_request(struct limits *l, int64_t uid, int cost, int64_t now_ns, stru
     snprintf(
         hit->message, sizeof hit->message,
         "too many requests of %s: %lld a second are accepted (--user-requests-per-s); try again in %lld ms",
-        who(uid, name, sizeof name), (long long)hit->value, (long long)wait_ms);
+        u->name, (long long)hit->value, (long long)wait_ms);
     return -1;
 }
 
@@ -157,16 +151,14 @@ int limits_submission(struct limits *l, int64_t uid, const struct limits_jobs *j
 {
     const struct options *o = l->options;
     int64_t wait_ms;
-    char name[64];
 
     if (jobs->n_all + jobs->n_new > o->max_jobs)
         return too_many_jobs(hit, "max-jobs", o->max_jobs, jobs->n_all, "");
     if (jobs->exempt)
         return 0;
-    if (jobs->n_user + jobs->n_new > o->max_user_jobs)
-        return too_many_jobs(hit, "max-user-jobs", o->max_user_jobs, jobs->n_user,
-                             who(uid, name, sizeof name));
     struct user *u = find_or_add(l, uid, now_ns);
+    if (jobs->n_user + jobs->n_new > o->max_user_jobs)
+        return too_many_jobs(hit, "max-user-jobs", o->max_user_jobs, jobs->n_user, u->name);
     if (bucket_take(&u->submissions, (double)o->user_submits_per_s, (double)o->user_submit_burst,
                     (double)jobs->n_new, now_ns, &wait_ms))
         return 0;
@@ -176,7 +168,7 @@ int limits_submission(struct limits *l, int64_t uid, const struct limits_jobs *j
     snprintf(
         hit->message, sizeof hit->message,
         "too many submissions of %s: %lld a second are accepted (--user-submits-per-s); try again in %lld ms",
-        who(uid, name, sizeof name), (long long)hit->value, (long long)wait_ms);
+        u->name, (long long)hit->value, (long long)wait_ms);
     return -1;
 }
 

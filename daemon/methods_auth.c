@@ -59,8 +59,7 @@ static void login(struct rpc_call *call)
         turn_away(call);
         return;
     }
-    conn_login(c, t);
-    if (conn_count(c, &hit) < 0) {
+    if (conn_login(c, t, &hit) < 0) {
         rpc_fail_limit(call, &hit);
         c->close_when_flushed = true;
         return;
@@ -116,6 +115,11 @@ static int read_wanted(struct rpc_call *call, struct token *t)
         return bad_param(call, "user", &e);
     if (role_parse(role, &t->role, &e) < 0)
         return bad_param(call, "role", &e);
+    if (t->uid == 0 && call->conn->uid != 0) {
+        rpc_fail(call, RPC_FORBIDDEN,
+                 "a token for root is root's alone to make: under root its jobs run as root");
+        return -1;
+    }
     identity_name(t->uid, t->user, sizeof t->user);
     identity_name(call->conn->uid, t->by, sizeof t->by);
     t->expires_ms = expires_s ? t->created_ms + expires_s * 1000 : 0;
@@ -201,7 +205,7 @@ static void end_conn(struct conn *c, void *ctx)
     if (c->token != r->id)
         return;
     r->n_conns++;
-    conn_dismiss(c, RPC_NOT_LOGGED_IN, "the token of this connection was revoked");
+    conn_expel(c, "the token of this connection was revoked");
 }
 
 static void revoke_one(struct rpc_call *call)

@@ -71,10 +71,12 @@ static bool may_follow(struct rpc_call *call, const struct jobspec *spec)
     return true;
 }
 
-/* Are all paths where jobs of this user may read? */
+/* Are all paths where jobs of this user may read? Those of an array are most often the same ones. */
 static bool may_read(struct rpc_call *call, const struct jobspec_job *jobs, int n)
 {
     for (int i = 0; i < n; i++) {
+        if (i && confine_same(jobs[i].resolved, jobs[i - 1].resolved))
+            continue;
         cJSON *findings = confine_find(call->daemon->options, call->conn->uid, jobs[i].resolved);
         if (!findings)
             continue;

@@ -16,7 +16,8 @@ struct options {
     struct conf_list listen;    /* resolved: "unix:/absolute/path" (at least one), "tcp:HOST:PORT" */
     struct conf_list data_root; /* absolute */
     struct conf_list viewers, operators, admins; /* names or numbers of users, "@" before those of groups */
-    int64_t slots, max_clients, stop_ms, kill_ms, hang_ms, yield_ms, retry_ms, retry_max_ms, login_ms;
+    int64_t slots, max_clients, stop_ms, kill_ms, hang_ms, lost_ms, stall_s, yield_ms, retry_ms, retry_max_ms,
+        login_ms;
     int64_t max_user_clients, max_jobs, max_user_jobs, max_spec_bytes;
     int64_t user_requests_per_s, user_request_burst, user_submits_per_s, user_submit_burst;
     /* Where workers find us: the first Unix socket, for those that run as our user; for those that run as

@@ -8,9 +8,31 @@
 #include <stdio.h>
 #include <string.h>
 
-static const char *const live[] = {"grace-ms",  "grow-ms",     "half-life-s", "kill-ms",   "log-format",
-                                   "log-level", "max-clients", "no-preempt",  "no-resize", "retry-max-ms",
-                                   "retry-ms",  "stop-ms",     "yield-ms"};
+static const char *const live[] = {
+    "data-root",
+    "grace-ms",
+    "grow-ms",
+    "half-life-s",
+    "kill-ms",
+    "log-format",
+    "log-level",
+    "login-ms",
+    "max-clients",
+    "max-jobs",
+    "max-spec-bytes",
+    "max-user-jobs",
+    "max-user-clients",
+    "no-preempt",
+    "no-resize",
+    "retry-max-ms",
+    "retry-ms",
+    "stop-ms",
+    "user-request-burst",
+    "user-requests-per-s",
+    "user-submit-burst",
+    "user-submits-per-s",
+    "yield-ms",
+};
 
 static bool is_live(const char *name)
 {

@@ -83,6 +83,15 @@ bool proc_alive(const struct job_process *p)
            strcmp(now.boot_id, p->boot_id) == 0;
 }
 
+char proc_state(const struct job_process *p)
+{
+    struct stat_line st;
+
+    if (!proc_alive(p) || read_stat(p->pid, &st) < 0 || st.start_ticks != p->start_ticks)
+        return 0;
+    return st.state;
+}
+
 int proc_open(const struct job_process *p)
 {
     int fd = (int)syscall(SYS_pidfd_open, (pid_t)p->pid, 0);

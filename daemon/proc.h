@@ -16,6 +16,10 @@ int proc_identify(int64_t pid, struct job_process *out);
 /* Is it still the same process, and alive? */
 bool proc_alive(const struct job_process *p);
 
+/* Its state as /proc has it: 'R', 'S', 'D', 'T' (stopped by a signal), 't' (by a debugger), …; 0 when it is
+ * gone. */
+char proc_state(const struct job_process *p);
+
 /* A pidfd of that very process, or -1. */
 int proc_open(const struct job_process *p);
 

@@ -262,11 +262,11 @@ static bool is_let_in(struct rpc_call *call, const struct rpc_method *m)
 {
     struct conn *c = call->conn;
 
+    if (!conn_is_known(c) && ++c->n_strange >= CONN_MAX_STRANGE)
+        c->close_when_flushed = true;
     if (c->role != ROLE_ANY || (m && (m->role == ROLE_ANY || (m->role == ROLE_WORKER && c->worker_job))))
         return true;
     rpc_fail(call, RPC_NOT_LOGGED_IN, "not logged in: the first call is auth.login {\"token\": …}");
-    if (++c->n_strange >= CONN_MAX_STRANGE)
-        c->close_when_flushed = true;
     return false;
 }
 

@@ -4,6 +4,7 @@
 #include "common/json.h"
 #include "daemon/conn.h"
 #include "daemon/exit_reason.h"
+#include "daemon/proc.h"
 #include "daemon/run_dir.h"
 #include "daemon/server.h"
 #include "daemon/worker_link.h"
@@ -13,7 +14,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { KILL_AGAIN_MS = 1000 };
+enum { KILL_AGAIN_MS = 1000, LOST_KILL_MS = 2000 };
 
 struct run *run_find(const struct actions *a, int64_t job)
 {
@@ -23,6 +24,8 @@ struct run *run_find(const struct actions *a, int64_t job)
         r = r->next;
     return r;
 }
+
+static void on_tick(uv_timer_t *t);
 
 struct run *run_create(struct actions *a, const struct job *job)
 {
@@ -35,8 +38,11 @@ struct run *run_create(struct actions *a, const struct job *job)
     r->told_checkpoint = job->checkpoint_step;
     uv_timer_init(&a->daemon->loop, &r->escalate);
     uv_timer_init(&a->daemon->loop, &r->limit);
-    r->escalate.data = r->limit.data = r;
-    r->n_handles = 2;
+    uv_timer_init(&a->daemon->loop, &r->tick);
+    r->escalate.data = r->limit.data = r->tick.data = r;
+    r->n_handles = 3;
+    r->beats = beats_create(job->held_ranks, clock_mono_ns() / 1000000);
+    uv_timer_start(&r->tick, on_tick, BEATS_TICK_MS, BEATS_TICK_MS);
     r->next = a->runs;
     a->runs = r;
     a->n_runs++;
@@ -50,6 +56,7 @@ static void on_closed(uv_handle_t *h)
     if (--r->n_handles > 0)
         return;
     cJSON_Delete(r->metrics);
+    beats_destroy(r->beats);
     free(r);
 }
 
@@ -63,6 +70,7 @@ void run_release(struct actions *a, struct run *r)
     a->n_runs--;
     uv_close((uv_handle_t *)&r->escalate, on_closed);
     uv_close((uv_handle_t *)&r->limit, on_closed);
+    uv_close((uv_handle_t *)&r->tick, on_closed);
 }
 
 /* --- stopping --- */
@@ -117,6 +125,42 @@ void run_stop(struct run *r, int64_t grace_ms)
     uv_timer_start(&r->escalate, on_escalate, asked ? (uint64_t)grace_ms : 0, 0);
 }
 
+/* A rank that is stopped or loops cannot answer, and the others wait for it: nobody is asked. */
+static void end_lost(struct run *r)
+{
+    int64_t kill_ms = r->daemon->options->kill_ms;
+
+    log_warn(&r->daemon->log, "job %lld: %s", (long long)r->job, r->lost_for);
+    r->stop = STOP_TERM;
+    send_signal(r, SIGTERM);
+    uv_timer_start(&r->escalate, on_escalate, (uint64_t)(kill_ms < LOST_KILL_MS ? kill_ms : LOST_KILL_MS),
+                   KILL_AGAIN_MS);
+}
+
+static void tell_slow(struct run *r)
+{
+    char text[200];
+
+    while (beats_next_slow(r->beats) >= 0)
+        if (beats_say_slow(r->beats, text, sizeof text))
+            log_warn(&r->daemon->log, "job %lld: %s", (long long)r->job, text);
+}
+
+static void on_tick(uv_timer_t *t)
+{
+    struct run *r = t->data;
+    const struct options *o = r->daemon->options;
+    const struct beat_limits limits = {o->lost_ms, o->stall_s * 1000};
+    struct beat_verdict v;
+
+    beats_tick(r->beats, clock_mono_ns() / 1000000, &limits, &v);
+    tell_slow(r);
+    if (v.end == BEAT_GO_ON || r->ended || r->stop != STOP_NONE)
+        return;
+    beats_say(r->beats, &v, r->lost_for, sizeof r->lost_for);
+    end_lost(r);
+}
+
 static void on_limit(uv_timer_t *t)
 {
     struct run *r = t->data;
@@ -159,6 +203,7 @@ static void gather(const struct run *r, const struct job *job, const char *run_d
         .checkpoint_step = run_dir_checkpoint_step(run_dir),
         .step = r->has_progress ? r->progress.step : -1,
         .stopped_for = r->stopped_for[0] ? r->stopped_for : NULL,
+        .lost_for = r->lost_for[0] ? r->lost_for : NULL,
     };
 }
 
@@ -199,6 +244,7 @@ void run_ended(void *ctx, int64_t id, int64_t attempt, const struct launch_exit 
     r->ended = true;
     uv_timer_stop(&r->escalate);
     uv_timer_stop(&r->limit);
+    uv_timer_stop(&r->tick);
     char *dir = run_dir_path(d->options->state_dir, id);
     char *log_text = run_dir_launcher_tail(dir);
     run_dir_result(dir, &result);
@@ -258,8 +304,10 @@ int actions_attach(struct actions *a, struct conn *c, const struct progress_atta
     struct run *r = reporter(a, at->job, at->attempt);
     const struct job *job = jobs_find(&a->daemon->jobs, at->job);
 
+    /* On the socket that everybody can reach the kernel still says whose process it is. */
+    bool is_strange = job && c->kind == CONN_GUEST && c->peer_uid != job->uid;
     /* One message for every way of being wrong: a guesser learns nothing. */
-    if (!r || !job || !worker_token_equal(job->token, at->token))
+    if (!r || !job || is_strange || !worker_token_equal(job->token, at->token))
         return err_set(e, "job %lld attempt %lld is not running here with this token", (long long)at->job,
                        (long long)at->attempt);
     struct conn *old = r->link_id && r->link_id != c->id ? server_conn(a->daemon->server, r->link_id) : NULL;
@@ -283,6 +331,45 @@ void actions_link_lost(struct actions *a, struct conn *c)
     r->link_id = 0;
     if (!r->is_done && !r->ended)
         log_warn(&a->daemon->log, "job %lld: rank 0 hung up; it may come back", (long long)r->job);
+}
+
+/* Its process, where that is sure: the peer's pid as the kernel has it is the one that it says. */
+static bool identify(const struct daemon *d, const struct conn *c, const struct progress_hello *h,
+                     struct job_process *out)
+{
+    return c->pid == h->pid && strcmp(h->host, d->host) == 0 && proc_identify(h->pid, out) == 0;
+}
+
+int actions_hello(struct actions *a, struct conn *c, const struct progress_hello *h, struct err *e)
+{
+    struct run *r = reporter(a, h->job, h->attempt);
+    const struct job *job = jobs_find(&a->daemon->jobs, h->job);
+    struct job_process process;
+    int64_t old = -1;
+
+    if (r && job && worker_token_equal(job->token, h->token))
+        old = beats_hello(r->beats, h, c->id, identify(a->daemon, c, h, &process) ? &process : NULL);
+    if (old < 0)
+        return err_set(e, "job %lld attempt %lld has no rank %lld here with this token", (long long)h->job,
+                       (long long)h->attempt, (long long)h->rank);
+    c->worker_job = h->job;
+    c->worker_attempt = h->attempt;
+    c->worker_rank = h->rank;
+    if (!c->beats)
+        server_counts(a->daemon->server)->n_clients--;
+    c->beats = true;
+    struct conn *before = old > 0 ? server_conn(a->daemon->server, (uint64_t)old) : NULL;
+    if (before)
+        conn_close(before, NULL);
+    return 0;
+}
+
+void actions_beat(struct actions *a, const struct conn *c, const struct progress_beat *beat)
+{
+    struct run *r = reporter(a, c->worker_job, c->worker_attempt);
+
+    if (r)
+        beats_beat(r->beats, c->worker_rank, c->id, beat);
 }
 
 static void tell_checkpoint(struct run *r, int64_t step)

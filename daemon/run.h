@@ -3,6 +3,7 @@
 #define DAEMON_RUN_H
 
 #include "daemon/actions.h"
+#include "daemon/beats.h"
 
 enum stop_phase { STOP_NONE, STOP_ASKED, STOP_TERM, STOP_KILL };
 
@@ -20,10 +21,12 @@ struct run {
     bool is_done;
     enum stop_phase stop;
     char stopped_for[160]; /* why we ended it, unless that was a cancellation; "" = we did not */
+    char lost_for[320];    /* which rank held it up, so that we ended it; "" = we did not */
     bool ended;            /* its end is with the journal */
     bool waits;            /* its start was decided; the disk has no room for its run directory yet */
     char waits_for[256];   /* what the disk says */
-    uv_timer_t escalate, limit;
+    struct beats *beats;
+    uv_timer_t escalate, limit, tick;
     int n_handles;
 };
 

@@ -78,8 +78,8 @@ struct sched_settings {
     int64_t default_run_ms;  /* [1 h] how long a reservation lasts when the run time is unknown */
     int64_t age_share_ms;    /* [12 h] who has waited so long goes before all whom only fair share puts before
                               * it; 0: never */
-    int64_t age_priority_ms; /* [24 h] each full such time of waiting counts as one point of priority in the
-                              * order (not for preemption); 0: never */
+    int64_t age_priority_ms; /* [24 h] each full period of it (of the clock) that a job has waited through
+                              * counts as one point of priority in the order, not for preemption; 0: never */
     bool preempt;            /* [true] jobs may be asked to yield for jobs of higher priority */
     bool resize;             /* [true] running elastic jobs may be asked to yield to be resized */
     int64_t grace_ms;        /* [5 min] nobody yields for another before it has run so long */

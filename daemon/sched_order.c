@@ -1,14 +1,18 @@
 /* sched_order - the total order of jobs, and the usage that fair share goes by.
  *
  * In order of weight:
- *   1. level = priority + full age_priority_ms of waiting;
+ *   1. level = priority + one point for each period of age_priority_ms that it has waited through;
  *   2. who has waited age_share_ms comes before who has not; among those who have not, the user with the
  * lower usage / share;
  *   3. submitted earlier;
  *   4. the lower id.
- * Two jobs that both wait age at the same pace, so who has passed fair share is overtaken only by those of a
- * higher level; and of those there are finitely many, because a job that is queued later than
- * (difference in priority + 1) * age_priority_ms never gets a higher level. docs/scheduling.md has the proof.
+ * Periods are those of one clock for all, [k p, (k + 1) p), and a job gets its first point after the first
+ * whole one. So the order of two jobs that wait changes a few times at most: when either is past fair share,
+ * when either gets its first point; from then on both get theirs at the same moments. (With a period of its
+ * own for each job, two that are a point apart would swap for part of every period, and what yields for the
+ * one would yield in vain.) Who has passed fair share is overtaken by those of a higher level only, and a job
+ * that is queued later by more than (difference in priority + 1) periods never gets a higher level.
+ * docs/scheduling.md has the proof.
  */
 #include "common/err.h"
 #include "daemon/sched_impl.h"
@@ -33,6 +37,13 @@ void sched_settings_init(struct sched_settings *s)
     };
 }
 
+static int64_t periods_waited(int64_t since_ms, int64_t now_ms, int64_t period_ms)
+{
+    int64_t n = now_ms / period_ms - since_ms / period_ms - 1;
+
+    return n > 0 ? n : 0;
+}
+
 struct sched_key sched_key(const struct sched_input *in, const struct sched_settings *set,
                            const struct sched_job *job)
 {
@@ -40,7 +51,7 @@ struct sched_key sched_key(const struct sched_input *in, const struct sched_sett
     struct sched_key k = {job->priority, 0, job->submitted_ms, job->id};
 
     if (set->age_priority_ms > 0)
-        k.level += waited / set->age_priority_ms;
+        k.level += periods_waited(job->queued_ms, in->now_ms, set->age_priority_ms);
     if (set->age_share_ms > 0 && waited >= set->age_share_ms) {
         k.usage = -1;
     } else if (in->n_users) {

@@ -130,11 +130,13 @@ static int32_t line_cut(struct line *l, int64_t t)
 
 /* --- moments: a list that is sorted by time, and a heap of those that nobody has asked for yet --- */
 
-static void moments_reserve(struct moments *m)
+/* Room for n more. */
+static void moments_reserve(struct moments *m, size_t n)
 {
-    if (m->n < m->cap)
+    if (m->n + n <= m->cap)
         return;
-    m->cap = m->cap ? m->cap * 2 : 256;
+    while (m->n + n > m->cap)
+        m->cap = m->cap ? m->cap * 2 : 256;
     m->v = xrealloc(m->v, m->cap * sizeof *m->v);
 }
 
@@ -142,7 +144,7 @@ static void heap_push(struct moments *h, struct moment x)
 {
     size_t i = h->n;
 
-    moments_reserve(h);
+    moments_reserve(h, 1);
     h->n++;
     for (; i && h->v[(i - 1) / 2].t > x.t; i = (i - 1) / 2)
         h->v[i] = h->v[(i - 1) / 2];
@@ -179,31 +181,33 @@ static size_t moments_after(const struct moments *m, int64_t t)
     return lo;
 }
 
-static void moments_insert(struct moments *m, struct moment x)
+/* All pieces at one time: one move of what comes after. */
+static void moments_insert(struct moments *m, int64_t t, const struct sched_piece *pieces, size_t n)
 {
-    size_t i = moments_after(m, x.t);
+    size_t i = moments_after(m, t);
 
-    moments_reserve(m);
-    memmove(&m->v[i + 1], &m->v[i], (m->n - i) * sizeof *m->v);
-    m->v[i] = x;
-    m->n++;
+    moments_reserve(m, n);
+    memmove(&m->v[i + n], &m->v[i], (m->n - i) * sizeof *m->v);
+    for (size_t k = 0; k < n; k++)
+        m->v[i + k] = (struct moment){t, pieces[k].node};
+    m->n += n;
 }
 
-static void add_end(struct timeline *tl, int64_t t, int32_t node)
+static void add_ends(struct timeline *tl, int64_t t, const struct sched_piece *pieces, size_t n)
 {
-    struct moment x = {t, node};
-
-    if (tl->ends.n && t < tl->ends.v[tl->ends.n - 1].t)
-        moments_insert(&tl->ends, x);
-    else
-        heap_push(&tl->heap, x);
+    if (tl->ends.n && t < tl->ends.v[tl->ends.n - 1].t) {
+        moments_insert(&tl->ends, t, pieces, n);
+        return;
+    }
+    for (size_t k = 0; k < n; k++)
+        heap_push(&tl->heap, (struct moment){t, pieces[k].node});
 }
 
 /* The i-th end in order of time, or NULL. */
 static const struct moment *end_at(struct timeline *tl, size_t i)
 {
     while (tl->ends.n <= i && tl->heap.n) {
-        moments_reserve(&tl->ends);
+        moments_reserve(&tl->ends, 1);
         tl->ends.v[tl->ends.n++] = heap_pop(&tl->heap);
     }
     return i < tl->ends.n ? &tl->ends.v[i] : NULL;
@@ -239,11 +243,8 @@ static void hold_node(struct timeline *tl, int32_t node, int32_t slots, int32_t 
     if (slots < 0)
         return;
     l->v[b].ends = lower_who(l->v[b].ends, who);
-    add_end(tl, to, node);
-    if (from > tl->now) {
+    if (from > tl->now)
         l->v[a].begins = lower_who(l->v[a].begins, who);
-        moments_insert(&tl->begins, (struct moment){from, node});
-    }
 }
 
 void timeline_hold(struct timeline *tl, const struct sched_piece *pieces, size_t n, int32_t gpus_per_rank,
@@ -253,8 +254,14 @@ void timeline_hold(struct timeline *tl, const struct sched_piece *pieces, size_t
         if (tl->nodes[pieces[i].node].usable)
             hold_node(tl, pieces[i].node, sign * pieces[i].ranks, sign * pieces[i].ranks * gpus_per_rank,
                       from_ms, to_ms, who);
-    if (sign < 0)
+    if (sign < 0) {
         tl->open_known = false;
+        return;
+    }
+    /* Nodes that are not usable are among them; a look at those does no harm. */
+    add_ends(tl, to_ms, pieces, n);
+    if (from_ms > tl->now)
+        moments_insert(&tl->begins, from_ms, pieces, n);
 }
 
 void timeline_close(struct timeline *tl, int32_t gpus_per_rank)
@@ -266,7 +273,8 @@ void timeline_close(struct timeline *tl, int32_t gpus_per_rank)
         if (tl->lines[n].closed || !node->usable || !node->slots || node->gpus < gpus_per_rank)
             continue;
         tl->lines[n].closed = true;
-        add_end(tl, TIMELINE_FAR, n); /* there is room again: a moment at which to look */
+        add_ends(tl, TIMELINE_FAR, &(struct sched_piece){n, 1},
+                 1); /* there is room again: a moment at which to look */
     }
     tl->any_closed = true;
     tl->closed_gpus = gpus_per_rank;
@@ -370,7 +378,7 @@ static void tally_now(struct timeline *tl, const struct gang *g)
         if (s->slots <= 0 || (g->gpus_per_rank && s->gpus <= 0))
             continue; /* a start has filled it */
         o->v[kept++] = n;
-        if (s->gpus >= g->gpus_per_rank)
+        if (!g->gpus_per_rank || s->gpus >= g->gpus_per_rank)
             tally_set(tl, g, n, timeline_room(tl, g, n, tl->now));
     }
     o->n = kept;
@@ -476,10 +484,22 @@ int32_t timeline_who_ends(struct timeline *tl, const struct sched_piece *pieces,
     return who;
 }
 
+/* Whose promise is the first to leave less room on the node than `ranks`. */
+static int32_t who_narrows(struct timeline *tl, const struct gang *g, int32_t node, int32_t ranks)
+{
+    const struct line *l = timeline_line(tl, node);
+    int64_t end = g->run_ms >= TIMELINE_FOREVER ? INT64_MAX : tl->now + g->run_ms;
+
+    for (int32_t k = 1; k < l->n && l->v[k].t < end; k++)
+        if (l->v[k].begins != TIMELINE_NOBODY &&
+            ranks_in(l->v[k].slots, l->v[k].gpus, g->gpus_per_rank) < ranks)
+            return l->v[k].begins;
+    return TIMELINE_NOBODY;
+}
+
 int32_t timeline_who_is_promised(struct timeline *tl, const struct gang *g)
 {
     struct gang instant = *g;
-    int64_t until = g->run_ms >= TIMELINE_FOREVER ? INT64_MAX : tl->now + g->run_ms;
     int32_t who = TIMELINE_NOBODY;
 
     instant.run_ms = 1;
@@ -487,12 +507,9 @@ int32_t timeline_who_is_promised(struct timeline *tl, const struct gang *g)
     if (!timeline_tally_fits(tl, &instant))
         return TIMELINE_NOBODY;
     for (int32_t i = 0; i < tl->n_seen; i++) {
-        int32_t n = tl->seen[i];
-        const struct line *l = timeline_line(tl, n);
-        if (timeline_room(tl, g, n, tl->now) >= tl->room[n].ranks)
-            continue;
-        for (int32_t k = 1; k < l->n && l->v[k].t < until; k++)
-            who = lower_who(who, l->v[k].begins);
+        int32_t n = tl->seen[i], ranks = tl->room[n].ranks;
+        if (timeline_room(tl, g, n, tl->now) < ranks)
+            who = lower_who(who, who_narrows(tl, g, n, ranks < g->ranks ? ranks : g->ranks));
     }
     return who;
 }

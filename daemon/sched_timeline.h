@@ -74,8 +74,8 @@ bool timeline_tally_fits(const struct timeline *tl, const struct gang *g);
 /* The lowest `who` whose hold ends at t_ms on one of the pieces' nodes. */
 int32_t timeline_who_ends(struct timeline *tl, const struct sched_piece *pieces, size_t n, int64_t t_ms);
 
-/* When the gang would fit now if nothing was promised to others: the lowest `who` among the promises that are
- * in its way. Else TIMELINE_NOBODY. */
+/* When the gang would fit now if nothing was promised to others: the lowest `who` among the promises that
+ * leave a node too little. Else TIMELINE_NOBODY. */
 int32_t timeline_who_is_promised(struct timeline *tl, const struct gang *g);
 
 /* Free now on usable nodes. */

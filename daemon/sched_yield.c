@@ -37,10 +37,11 @@ void yield_undo(struct board *b, const struct entry *e)
 
 /* --- candidates --- */
 
-/* Who should yield first: lower priority, less often preempted, less progressed, younger. */
+/* Who should yield first: lower priority, less often preempted, less progressed, smaller, younger. */
 static int compare_preference(const void *a, const void *b)
 {
-    const struct sched_running *x = (*(struct holder *const *)a)->r, *y = (*(struct holder *const *)b)->r;
+    const struct holder *h = *(struct holder *const *)a, *i = *(struct holder *const *)b;
+    const struct sched_running *x = h->r, *y = i->r;
 
     if (x->job.priority != y->job.priority)
         return x->job.priority < y->job.priority ? -1 : 1;
@@ -48,6 +49,8 @@ static int compare_preference(const void *a, const void *b)
         return x->n_preempted < y->n_preempted ? -1 : 1;
     if (x->started_ms != y->started_ms)
         return x->started_ms > y->started_ms ? -1 : 1;
+    if (h->held != i->held)
+        return h->held < i->held ? -1 : 1;
     return (x->job.id < y->job.id) - (x->job.id > y->job.id);
 }
 

@@ -18,7 +18,15 @@
 #include <string.h>
 #include <sys/stat.h>
 
-enum { SWEEP_MS = 1000, N_BUCKETS = 1024, READ_BYTES = 65536 };
+enum {
+    SWEEP_MS = 1000,
+    N_BUCKETS = 1024,
+    READ_BYTES = 65536,
+    POLITE = 16, /* clients too many that are still told so, which takes a handshake over TCP */
+    /* A handshake costs us a signature, and whoever asks for one nothing. */
+    HANDSHAKES_PER_S = 200,
+    HANDSHAKE_BURST = 1000
+};
 
 /* A file as it was when it was read. */
 struct file_mark {
@@ -32,6 +40,8 @@ struct server {
     struct limits *limits;
     struct tokens *tokens;
     struct tls *tls; /* NULL without TCP */
+    struct bucket handshakes;
+    int64_t n_turned_away; /* since the last sweep: closed without a word */
     struct file_mark cert, key;
     struct listener *listeners;
     size_t n_listeners;
@@ -118,12 +128,42 @@ static bool is_too_many(struct conn *c, const struct options *o, struct limit_hi
     return true;
 }
 
+/* A stranger who cannot be let in holds a connection until his handshake is over. There must not be so many
+ * of them that they take others' places, nor so many handshakes that nothing else is done. */
+static bool is_told(struct server *s, const struct conn *c, bool too_many)
+{
+    const struct options *o = s->daemon->options;
+    int64_t wait_ms;
+
+    if (c->kind != CONN_TCP)
+        return true;
+    if (!bucket_take(&s->handshakes, HANDSHAKES_PER_S, HANDSHAKE_BURST, 1, clock_mono_ns(), &wait_ms))
+        return false;
+    return !too_many ||
+           (s->counts.n_clients > o->max_clients && s->counts.n_clients <= o->max_clients + POLITE);
+}
+
+static void admit(struct server *s, struct conn *c)
+{
+    struct limit_hit hit;
+    bool too_many = is_too_many(c, s->daemon->options, &hit), told = is_told(s, c, too_many);
+
+    if (told && !too_many)
+        return;
+    s->counts.n_refused++;
+    if (told) {
+        conn_dismiss(c, RPC_OVERLOADED, hit.message);
+    } else {
+        s->n_turned_away++;
+        conn_close(c, NULL);
+    }
+}
+
 static void on_connection(uv_stream_t *stream, int status)
 {
     struct listener *l = (struct listener *)stream;
     struct server *s = l->owner;
     struct daemon *d = s->daemon;
-    struct limit_hit hit;
 
     if (status < 0) {
         log_warn(&d->log, "a client could not be accepted: %s", uv_strerror(status));
@@ -141,10 +181,7 @@ static void on_connection(uv_stream_t *stream, int status)
     add_to_index(s, c);
     s->counts.n_accepted++;
     s->counts.n_clients++;
-    if (is_too_many(c, d->options, &hit)) {
-        s->counts.n_refused++;
-        conn_dismiss(c, RPC_OVERLOADED, hit.message);
-    }
+    admit(s, c);
 }
 
 /* One turn for everyone who has messages left over. The next connection is noted first: a turn may end its
@@ -196,7 +233,7 @@ static void sweep_conn(struct conn *c, void *ctx)
         conn_close(c, channel_is_open(c->channel) ? "it has not logged in in time (--login-ms)"
                                                   : "its TLS handshake took too long (--login-ms)");
     else if (c->token && !tokens_get(c->daemon->server->tokens, c->token, clock_wall_ms()))
-        conn_dismiss(c, RPC_NOT_LOGGED_IN, "the token of this connection has expired or was revoked");
+        conn_expel(c, "the token of this connection has expired or was revoked");
 }
 
 static struct file_mark mark_of(const char *path)
@@ -242,6 +279,10 @@ static void on_sweep(uv_timer_t *t)
     limits_tend(s->limits, now);
     if (s->tls && refresh_tls(s, &e) < 0)
         log_error(&s->daemon->log, "the new certificate is not used: %s", e.msg);
+    if (s->n_turned_away)
+        log_warn(&s->daemon->log, "%lld clients over TCP were turned away: too many connect at once",
+                 (long long)s->n_turned_away);
+    s->n_turned_away = 0;
     server_each(s, sweep_conn, &now);
 }
 
@@ -273,7 +314,7 @@ void server_stop_listening(struct server *s)
 bool server_is_flushed(const struct server *s)
 {
     for (const struct conn *c = s->conns; c; c = c->next)
-        if (conn_unsent(c))
+        if (conn_unsent(c) && channel_is_open(c->channel))
             return false;
     return true;
 }
@@ -352,6 +393,7 @@ struct server *server_create(struct daemon *d, struct err *e)
     struct server *s = xcalloc(1, sizeof *s);
 
     s->daemon = d;
+    s->handshakes = bucket_full(HANDSHAKE_BURST, clock_mono_ns());
     uv_check_init(&d->loop, &s->check);
     uv_idle_init(&d->loop, &s->idle);
     uv_timer_init(&d->loop, &s->sweep);

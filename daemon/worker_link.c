@@ -37,7 +37,7 @@ static void attach(struct rpc_call *call)
         return;
     }
     if (call->conn->worker_job &&
-        (call->conn->worker_job != at.job || call->conn->worker_attempt != at.attempt)) {
+        (call->conn->beats || call->conn->worker_job != at.job || call->conn->worker_attempt != at.attempt)) {
         rpc_fail(call, RPC_WRONG_STATE, "this connection speaks for job %lld already",
                  (long long)call->conn->worker_job);
         return;
@@ -85,11 +85,51 @@ static void done(struct rpc_call *call)
     actions_done(call->daemon->actions, call->conn->worker_job, call->conn->worker_attempt, status, reason);
 }
 
+static void hello(struct rpc_call *call)
+{
+    struct progress_hello h;
+    struct conn *c = call->conn;
+    struct err e = ERR_INIT;
+
+    if (progress_hello_from_json(call->params, &h, &e) < 0) {
+        rpc_fail(call, RPC_INVALID_PARAMS, "/params%s", e.msg);
+        return;
+    }
+    if (c->worker_job &&
+        (!c->beats || c->worker_job != h.job || c->worker_attempt != h.attempt || c->worker_rank != h.rank)) {
+        rpc_fail(call, RPC_WRONG_STATE, "this connection speaks for job %lld already",
+                 (long long)c->worker_job);
+        return;
+    }
+    if (actions_hello(call->daemon->actions, c, &h, &e) < 0) {
+        rpc_fail_err(call, RPC_FORBIDDEN, &e);
+        return;
+    }
+    conn_attached(c);
+    call->result = cJSON_CreateObject();
+    cJSON_AddTrueToObject(call->result, "accepted");
+}
+
+static void beat(struct rpc_call *call)
+{
+    struct progress_beat b;
+    struct err e = ERR_INIT;
+
+    if (!call->conn->beats)
+        rpc_fail(call, RPC_WRONG_STATE, "worker.beat comes after worker.hello, on the same connection");
+    else if (progress_beat_from_json(call->params, &b, &e) < 0)
+        rpc_fail(call, RPC_INVALID_PARAMS, "/params%s", e.msg);
+    else
+        actions_beat(call->daemon->actions, call->conn, &b);
+}
+
 const struct rpc_method methods_worker[] = {
     {"worker.attach", ROLE_ANY, attach, "job attempt token pid host ranks"},
     {"worker.progress", ROLE_WORKER, progress,
      "phase step n_steps epoch n_epochs loss images_per_s eta_s checkpoint_step"},
     {"worker.metrics", ROLE_WORKER, metrics, "step epoch kind values"},
     {"worker.done", ROLE_WORKER, done, "status reason result"},
+    {"worker.hello", ROLE_ANY, hello, "job attempt token rank pid host"},
+    {"worker.beat", ROLE_WORKER, beat, "step phase waits_in in_ms collectives n_steps step_ms work_ms"},
     {0},
 };

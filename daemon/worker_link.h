@@ -1,4 +1,4 @@
-/* worker_link - rank 0's side of the socket: the worker.* methods, and commands back. */
+/* worker_link - the ranks' side of the socket: the worker.* methods, and commands back. */
 #ifndef DAEMON_WORKER_LINK_H
 #define DAEMON_WORKER_LINK_H
 

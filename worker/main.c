@@ -1,17 +1,20 @@
 /* main - batchformer-worker: with device.c the only file that names concrete tasks, backends and
  * communicators.
  *
- * Order: options → signals blocked, before any thread exists → communicator (MPI when a launcher started us,
- * else none) → spec, checked by every rank → run_job() → exit status. Everything below knows only interfaces.
+ * Order: options → signals blocked, before any thread exists → communicator (MPI under a launcher that it
+ * knows; TCP between the tasks of a Slurm step that has none, which meet in the run directory; else none) →
+ * spec, checked by every rank → run_job() → exit status. Everything below knows only interfaces.
  */
 #include <mpi.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
-#include <string.h>
 #include <unistd.h>
 #include "common/clock.h"
+#include "common/fsutil.h"
 #include "common/json.h"
+#include "worker/comm/comm_tcp.h"
+#include "worker/comm/launcher.h"
 #include "worker/device.h"
 #include "worker/options.h"
 #include "worker/tasks/long_tailed.h"
@@ -30,43 +33,6 @@ static const struct {
     {TASK_LONG_TAILED, &long_tailed_task},
 };
 
-/* Environment variables by which launchers tell a process that it is one of many. */
-static const char *const launcher_marks[] = {"OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "PMI_RANK", "PMIX_RANK"};
-static const char *const launcher_ranks[] = {"OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK"};
-
-static bool under_launcher(void)
-{
-    for (size_t i = 0; i < sizeof launcher_marks / sizeof *launcher_marks; i++)
-        if (getenv(launcher_marks[i]))
-            return true;
-    return false;
-}
-
-/* Before there is a communicator: only the first rank speaks, so that a message comes once. */
-static bool speaks(void)
-{
-    for (size_t i = 0; i < sizeof launcher_ranks / sizeof *launcher_ranks; i++) {
-        const char *rank = getenv(launcher_ranks[i]);
-        if (rank)
-            return strcmp(rank, "0") == 0;
-    }
-    return true;
-}
-
-/* srun without PMIx starts tasks that cannot meet: each would believe to be a job of one rank. */
-static int check_srun(struct err *e)
-{
-    const char *started = getenv("SLURM_STEP_NUM_TASKS");
-
-    if (under_launcher() || !started || atoi(started) <= 1)
-        return 0;
-    return err_set_kind(
-        e, ERR_USAGE,
-        "srun started %s tasks without PMIx, so they cannot find each other: use srun --mpi=pmix, or "
-        "mpirun inside the allocation",
-        started);
-}
-
 static int print_probe(void)
 {
     cJSON *doc = device_probe();
@@ -78,17 +44,49 @@ static int print_probe(void)
     return fflush(stdout) == 0 ? RUN_SUCCEEDED : RUN_FAILED;
 }
 
-static struct comm *open_comm(int *argc, char ***argv, bool mpi, struct err *e)
+static struct comm *open_mpi(const struct launcher *l, int *argc, char ***argv, struct err *e)
 {
+    struct comm *comm;
     int provided;
 
-    if (!mpi)
-        return comm_single_create();
     if (MPI_Init_thread(argc, argv, MPI_THREAD_FUNNELED, &provided) != MPI_SUCCESS) {
         err_set(e, "MPI_Init_thread failed");
         return NULL;
     }
-    return comm_mpi_create(COMM_TIMEOUT_MS, e);
+    comm = comm_mpi_create(COMM_TIMEOUT_MS, e);
+    if (comm && launcher_check_size(l, comm->size, e) < 0) {
+        comm_destroy(comm);
+        return NULL;
+    }
+    return comm;
+}
+
+/* The run directory is what the tasks of a step share; a new one is made here, by whoever comes first. */
+static struct comm *open_tcp(const struct launcher *l, const char *run_dir, struct err *e)
+{
+    char name[96];
+    const struct comm_tcp_config cfg = {.dir = run_dir,
+                                        .name = name,
+                                        .rank = l->rank,
+                                        .size = l->size,
+                                        .meet_ms = COMM_TIMEOUT_MS,
+                                        .timeout_ms = COMM_TIMEOUT_MS};
+
+    snprintf(name, sizeof name, ".ranks-%s", l->step);
+    return fs_mkdir_p(run_dir, e) < 0 ? NULL : comm_tcp_create(&cfg, e);
+}
+
+static struct comm *open_comm(const struct launcher *l, const struct options *o, int *argc, char ***argv,
+                              struct err *e)
+{
+    switch (l->kind) {
+    case LAUNCHER_MPI:
+        return open_mpi(l, argc, argv, e);
+    case LAUNCHER_SLURM:
+        return open_tcp(l, o->run_dir, e);
+    default:
+        return comm_single_create();
+    }
 }
 
 /* Every rank reads the spec; all agree that it is good. */
@@ -141,18 +139,26 @@ static enum run_exit train(struct comm *comm, const struct options *o, int signa
     return status;
 }
 
-/* With signals blocked and the communicator open. */
-static enum run_exit run_rank(int argc, char **argv, const struct options *o, int64_t start_ns)
+/* Before there is a communicator. What every rank finds, the first alone says. */
+static enum run_exit fail_early(const struct launcher *l, bool all_find_it, const struct err *e)
+{
+    if (!all_find_it && l->kind != LAUNCHER_NONE)
+        fprintf(stderr, "batchformer-worker: rank %d: %s\n", l->rank, e->msg);
+    else if (l->rank == 0)
+        fprintf(stderr, "batchformer-worker: %s\n", e->msg);
+    return run_exit_of(e);
+}
+
+static enum run_exit run_rank(int argc, char **argv, const struct launcher *l, const struct options *o,
+                              int64_t start_ns)
 {
     struct err e = ERR_INIT;
-    bool mpi = under_launcher(), orderly;
+    bool orderly;
     int signal_fd = signals_open(&e);
-    struct comm *comm = signal_fd < 0 ? NULL : open_comm(&argc, &argv, mpi, &e);
+    struct comm *comm = signal_fd < 0 ? NULL : open_comm(l, o, &argc, &argv, &e);
 
-    if (!comm) {
-        fprintf(stderr, "batchformer-worker: %s\n", e.msg);
-        return RUN_FAILED;
-    }
+    if (!comm)
+        return fail_early(l, e.kind == ERR_USAGE, &e);
     enum run_exit status = train(comm, o, signal_fd, start_ns, &orderly);
     if (!orderly) {
         /* Others may wait for this rank in a collective, and MPI_Finalize would wait for them. */
@@ -161,7 +167,7 @@ static enum run_exit run_rank(int argc, char **argv, const struct options *o, in
         _exit(status);
     }
     comm_destroy(comm);
-    if (mpi)
+    if (l->kind == LAUNCHER_MPI)
         MPI_Finalize();
     close(signal_fd);
     return status;
@@ -171,14 +177,13 @@ int main(int argc, char **argv)
 {
     int64_t start_ns = clock_mono_ns();
     struct options o;
-    struct err e = ERR_INIT;
-    int status;
+    struct launcher l;
+    struct err e = ERR_INIT, launcher_e = ERR_INIT;
+    int status, launched = launcher_find(&l, &launcher_e);
 
     signal(SIGPIPE, SIG_IGN); /* a reader that went away is an error of write(2), not our end */
     if (options_parse(&o, argc, argv, &e) < 0) {
-        if (speaks())
-            fprintf(stderr, "batchformer-worker: %s\n", e.msg);
-        status = RUN_USAGE;
+        status = fail_early(&l, true, &e);
     } else if (o.help) {
         options_print_help();
         status = RUN_SUCCEEDED;
@@ -187,13 +192,10 @@ int main(int argc, char **argv)
         status = RUN_SUCCEEDED;
     } else if (o.probe) {
         status = print_probe();
-    } else if (check_srun(&e) < 0) {
-        const char *task = getenv("SLURM_PROCID");
-        if (!task || strcmp(task, "0") == 0)
-            fprintf(stderr, "batchformer-worker: %s\n", e.msg);
-        status = RUN_USAGE;
+    } else if (launched < 0) {
+        status = fail_early(&l, true, &launcher_e);
     } else {
-        status = run_rank(argc, argv, &o, start_ns);
+        status = run_rank(argc, argv, &l, &o, start_ns);
     }
     options_free(&o);
     return status;

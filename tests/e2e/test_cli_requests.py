@@ -216,6 +216,30 @@ def test_show(tmp_path):
         assert "job 23 not found" in run.stderr
 
 
+def rank_row(rank, **more):
+    return {"rank": rank, "host": f"node{rank // 2}", "pid": 100 + rank, "state": "ok", "step": 512, "phase": "forward",
+            "waits_in": "all-gather of features", "age_s": 0.4, "step_ms": 40.0, "work_ms": 20.0 + rank / 10,
+            "ratio": 1 + rank / 200, **more}
+
+
+def test_show_ranks(tmp_path):
+    """Who is in trouble first, then the slower ones; a rank that nobody has heard of has nothing to show."""
+    rows = [rank_row(r) for r in range(30)]
+    rows[7] = rank_row(7, state="slow", work_ms=36.0, ratio=1.8, waits_in=None, phase="backward")
+    rows[3] = rank_row(3, state="stopped", age_s=8.0, host="evil\x1b[2J")
+    rows[5] = {**dict.fromkeys(rows[5]), "rank": 5, "state": "absent"}
+    with FakeCoordinator(tmp_path, {"job.get": lambda c, p: {**JOBS[1], "per_rank": rows}}) as fake:
+        out = bfctl("show", "22", address=fake.address).stdout
+    assert "\x1b" not in out
+    lines = out.splitlines()
+    head = next(i for i, line in enumerate(lines) if line.split()[:2] == ["RANK", "HOST"])
+    table = [line.split() for line in lines[head + 1:head + 17]]
+    assert [row[0] for row in table] == ["7", "3", "5"] + [str(r) for r in range(29, 16, -1)]
+    assert table[0] == "7 node3 slow 512 40 ms 36 ms 1.80 400 ms backward".split()
+    assert table[3][-3:] == ["all-gather", "of", "features"]
+    assert lines[head + 17] == "and 14 more; --json has all"
+
+
 def test_short_requests(tmp_path):
     methods = {
         "job.cancel": lambda c, p: {"id": p["id"], "cancelling": True},

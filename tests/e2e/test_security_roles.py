@@ -17,13 +17,14 @@ ROLES = ("viewer", "user", "operator", "admin")
 # with an attempt's token, whatever its role; "any": everybody.
 LOWEST = {
     "daemon.info": "viewer", "daemon.drain": "operator", "daemon.shutdown": "admin",
-    "node.list": "viewer", "node.drain": "operator", "node.resume": "operator", "spec.validate": "viewer", "spec.estimate": "viewer",
+    "node.list": "viewer", "node.drain": "operator", "node.resume": "operator",
+    "spec.validate": "viewer", "spec.estimate": "viewer",
     "job.submit": "user", "job.list": "viewer", "job.get": "viewer", "job.watch": "viewer", "job.explain": "viewer",
     "job.logs": "viewer", "job.metrics": "viewer", "job.cancel": "user", "job.checkpoint": "user",
     "job.pause": "user", "job.resume": "user", "job.requeue": "user",
     "token.create": "admin", "token.list": "admin", "token.revoke": "admin",
     "worker.attach": "any", "worker.progress": "worker", "worker.metrics": "worker", "worker.done": "worker",
-    "auth.login": "any", "hello": "any",
+    "worker.hello": "any", "worker.beat": "worker", "auth.login": "any", "hello": "any",
 }
 # A parameter that no method has: who may call is asked before what is called with, so nothing is ever done.
 STRANGE = {"no_such_parameter": 1}
@@ -165,12 +166,24 @@ def test_a_token_s_user_must_be_one_and_its_role_too(served):
             assert caught.value.code == -32602 and says in caught.value.message
 
 
+@pytest.mark.skipif(os.getuid() != 0, reason="needs a daemon that is root")
+def test_only_root_makes_tokens_for_root(two_users):
+    daemon, _, _, secrets = two_users
+    with daemon.tls(secrets["admin"]) as rpc:
+        for user in ("root", "0"):
+            with pytest.raises(RpcError) as caught:
+                rpc.call("token.create", user=user)
+            assert caught.value.code == 1004 and "root's alone to make" in caught.value.message
+        assert rpc.call("token.create")["user"] == "man"
+        assert rpc.call("token.create", user="games", role="admin")["user"] == "games"
+
+
 # --- local users ---
 
 @pytest.mark.skipif(os.getuid() != 0, reason="needs root to become other users")
 def test_roles_of_local_users(open_path, make_daemon):
-    daemon = make_daemon(directory=open_path, options=["--viewers", "daemon", "--operators", "@nogroup", "--operators", "4242", "--admins",
-                                  "bin"])
+    daemon = make_daemon(directory=open_path, options=["--viewers", "daemon", "--operators", "@nogroup", "--operators",
+                                                       "4242", "--admins", "bin"])
     daemon.socket.chmod(0o666)
     script = f"""
 import os, json, sys

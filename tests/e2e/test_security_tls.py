@@ -381,6 +381,23 @@ def test_two_hosts_at_once(make_tls_daemon):
         rpc.close()
 
 
+def test_strangers_do_not_take_other_people_s_places(make_tls_daemon):
+    """However many connect over TCP and say nothing, local users come in, and who has a token once there is room."""
+    daemon = make_tls_daemon(options=["--max-clients", 30, "--max-user-clients", 10, "--login-ms", 60000])
+    token = daemon.token()[1]
+    strangers = [socket.create_connection(("127.0.0.1", daemon.port), 60) for _ in range(80)]
+    wait_for_log(daemon, "clients over TCP were turned away")
+    local = [daemon.rpc() for _ in range(15)]
+    for rpc in local:
+        assert rpc.call("daemon.info")["stats"]["clients"] <= 30
+    for sock in strangers:
+        sock.close()
+    wait_until(lambda: daemon.answers()["stats"]["clients"] <= 16, "they have hung up")
+    daemon.tls(token).close()
+    for rpc in local:
+        rpc.close()
+
+
 def test_worker_attach_is_the_other_way_in(daemon):
     with daemon.tls() as rpc:
         with pytest.raises(RpcError) as caught:

@@ -1,6 +1,7 @@
 """Tokens: made, shown once, used, revoked, expired, kept over restarts; and the limits of one user."""
 import json
 import re
+import signal
 import stat
 import subprocess
 import time
@@ -181,6 +182,21 @@ def test_a_damaged_file_is_no_reason_to_let_nobody_or_everybody_in(make_tls_daem
     assert "has mode 0666" in daemon.log_text()
 
 
+def test_revoking_one_s_own_token(daemon):
+    """It is answered, and then it is over."""
+    number, secret = daemon.token(role="admin")
+    with daemon.tls(secret) as rpc, daemon.tls(secret) as second:
+        second.call("job.watch")
+        rpc.send({"jsonrpc": "2.0", "id": 7, "method": "token.revoke", "params": {"id": number}})
+        seen = []
+        while (doc := rpc.read()) is not None:
+            seen.append(doc)
+        assert {"connections": 2, "id": number} in [d.get("result") for d in seen]
+        assert 1006 in [d["error"]["code"] for d in seen if "error" in d]
+        assert second.read()["error"]["code"] == 1006
+        assert second.read() is None
+
+
 # --- logins ---
 
 def test_wrong_tokens(daemon):
@@ -245,6 +261,10 @@ def test_clients_and_jobs_of_one_user(make_tls_daemon):
         with daemon.tls() as third:
             assert limit(refused(third, "auth.login", token=games)) == "max-user-clients"
             assert third.read() is None
+        with daemon.tls() as third:  # and in one batch it is nobody after it
+            third.send([{"jsonrpc": "2.0", "id": 1, "method": "auth.login", "params": {"token": games}},
+                        {"jsonrpc": "2.0", "id": 2, "method": "job.list"}])
+            assert {a["id"]: a["error"]["code"] for a in third.read()} == {1: 1005, 2: 1006}
         jobs = [rpc.submit() for _ in range(3)]
         assert limit(refused(rpc, "job.submit", spec=spec())) == "max-user-jobs"
         assert limit(refused(second, "job.submit", spec=spec())) == "max-user-jobs"
@@ -320,6 +340,24 @@ def test_size_of_a_spec_and_arrays(make_tls_daemon):
         assert limit(error) == "max-user-jobs"  # all of an array or nothing
         assert rpc.call("job.list")["jobs"] == []
         assert len(rpc.call("job.submit", spec=spec(sweep={"seed": [1, 2, 3]}))["ids"]) == 3
+
+
+def test_limits_and_roots_change_with_the_config_file(make_tls_daemon, tmp_path):
+    config, data = tmp_path / "config.json", tmp_path / "data"
+    data.mkdir()
+    config.write_text(json.dumps({"max_user_jobs": 1, "data_root": ["/nonexistent"]}))
+    daemon = make_tls_daemon(behaviour="run_ms=600000", options=["--config", config])
+    reads = spec(data={"format": "idx", "path": str(data), "synthetic": None})
+    with daemon.tls(daemon.token(user="games")[1]) as rpc, daemon.rpc() as admin:
+        rpc.submit()
+        assert limit(refused(rpc, "job.submit", spec=spec())) == "max-user-jobs"
+        assert refused(admin, "job.submit", spec=reads).code == 1002
+        config.write_text(json.dumps({"max_user_jobs": 2, "data_root": [str(tmp_path)]}))
+        daemon.process.send_signal(signal.SIGHUP)
+        wait_for_log(daemon, "reload: max-user-jobs is 2 from now on, it was 1")
+        rpc.submit()
+        assert limit(refused(rpc, "job.submit", spec=spec())) == "max-user-jobs"
+        admin.submit(reads)
 
 
 def test_limits_in_the_help():

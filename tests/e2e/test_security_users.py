@@ -1,5 +1,6 @@
 """Under root a job runs as the user who submitted it: ids, groups, environment, files, sockets; and what a user may put
 into his run directory does no harm."""
+import json
 import os
 import pathlib
 import stat
@@ -173,6 +174,35 @@ def test_the_socket_for_workers_takes_workers_only(daemon):
         with pytest.raises(RpcError) as caught:
             rpc.call("worker.attach", job=1, attempt=1, token="x", pid=1, host="h", ranks=1)
         assert caught.value.code == 1004
+
+
+def test_only_the_job_s_user_comes_in_by_the_socket_for_workers(daemon):
+    """With the right token, too; and his own second connection replaces the first."""
+    with login(daemon, "nobody") as rpc:
+        job = rpc.submit(spec(**LONG))
+        running(rpc, job)
+        env = next(iter(environments(f"BATCHFORMER_LINK=unix:{daemon.state}/workers.sock").values()))
+        who = dict(job=job, attempt=1, token=env["BATCHFORMER_TOKEN"], pid=1, host="h", ranks=1)
+        with Rpc(daemon.state / "workers.sock") as roots:
+            with pytest.raises(RpcError) as caught:
+                roots.call("worker.attach", **who)
+            assert caught.value.code == 1004 and "is not running here with this token" in caught.value.message
+        out = subprocess.run(["setpriv", "--reuid", str(NOBODY), "--regid", str(NOBODY), "--clear-groups",
+                              "/usr/bin/python3", "-c", ATTACH, str(daemon.state / "workers.sock"), json.dumps(who)],
+                             capture_output=True, text=True, timeout=60)
+        assert json.loads(out.stdout)["result"] == {"accepted": True}, out.stderr
+        rpc.call("job.cancel", id=job)
+        rpc.wait_state(job, "cancelled")
+
+
+ATTACH = """
+import json, socket, sys
+s = socket.socket(socket.AF_UNIX)
+s.connect(sys.argv[1])
+f = s.makefile("rw")
+print(json.dumps({"jsonrpc": "2.0", "id": 1, "method": "worker.attach", "params": json.loads(sys.argv[2])}), file=f, flush=True)
+print(f.readline())
+"""
 
 
 def test_a_worker_s_token_opens_its_own_job_and_nothing_else(tmp_path):

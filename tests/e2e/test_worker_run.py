@@ -174,11 +174,35 @@ def test_killed_rank_ends_the_run(tmp_path, ranks):
         p.communicate()
 
 
-def test_srun_without_pmix_is_refused(tmp_path):
-    """Its tasks would be so many jobs of one rank in one run directory."""
-    srun = {"SLURM_STEP_NUM_TASKS": "4", "SLURM_PROCID": "0"}
-    where, p = run(tmp_path, make_spec(), env=srun, expect=2)
-    assert "srun started 4 tasks without PMIx" in p.stderr and not where.exists()
-    _, p = run(tmp_path, make_spec(), env={**srun, "SLURM_PROCID": "2"}, expect=2)
-    assert p.stderr == ""  # one task speaks for all
-    run(tmp_path, make_spec(train__epochs=1), env={**srun, "SLURM_STEP_NUM_TASKS": "1"})
+def slurm_task(task, n_tasks):
+    """The environment of a task of srun without PMIx. A real Slurm is in test_slurm.py."""
+    return {"SLURM_STEP_NUM_TASKS": str(n_tasks), "SLURM_PROCID": str(task), "SLURM_JOB_ID": "17", "SLURM_STEP_ID": "0"}
+
+
+@pytest.mark.sanitize
+def test_tasks_of_srun_without_pmix_are_ranks(tmp_path):
+    """They meet in the run directory, which is new; what they compute is what ranks of mpirun compute."""
+    spec = make_spec(train__determinism="bitwise", train__epochs=1)
+    tasks = [start(tmp_path, spec, run_dir="a/new/run", env=slurm_task(r, 3)) for r in range(3)]
+    where = tasks[0][0]
+    for _, p in tasks:
+        _, err = p.communicate(timeout=120)
+        assert p.returncode == 0, err
+    alone, _ = run(tmp_path, spec, run_dir="alone")
+    assert result(where)["receipts"] == result(alone)["receipts"] != []
+    assert result(where)["world_size"] == 3
+    assert not list(where.glob(".*"))
+
+
+def test_one_process_of_slurm_is_one_rank(tmp_path):
+    """srun of one task; and a batch script, where the number of tasks is what the job may start."""
+    run(tmp_path, make_spec(train__epochs=1), run_dir="srun", env=slurm_task(0, 1))
+    run(tmp_path, make_spec(train__epochs=1), run_dir="batch",
+        env={"SLURM_NTASKS": "4", "SLURM_PROCID": "0", "SLURM_JOB_ID": "17"})
+
+
+def test_bad_environment_of_slurm_is_refused(tmp_path):
+    for change, text in (({"SLURM_PROCID": "4"}, "SLURM_PROCID: 4 found, less than SLURM_STEP_NUM_TASKS=4 is accepted"),
+                         ({"SLURM_JOB_ID": "../1"}, "SLURM_JOB_ID: '../1' found, a number is accepted")):
+        where, p = run(tmp_path, make_spec(), env={**slurm_task(0, 4), **change}, expect=2)
+        assert text in p.stderr and not where.exists()

@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parents[2]
 MAX_FILE_LINES, MAX_FUNCTION_LINES = 600, 80
 
 # Who may include whom: folder → folders (longest matching prefix decides). worker/main.c may name everything below
-# worker; report.c is the only file of the trainer that talks to the daemon.
+# worker; report.c and heartbeat.c are the only files of the trainer that talk to the daemon.
 MAY_INCLUDE = {
     "common": {"common"},
     "proto": {"proto", "common"},
@@ -25,8 +25,10 @@ MAY_INCLUDE = {
     "worker/backend/cuda/kernel.cuh": {"tests/sim/cuemu.h"},
     "worker/nn": {"worker/nn", "worker/engine", "common"},
     "worker/data": {"worker/data", "common"},
-    "worker/train": {"worker/train", "worker/data", "worker/engine", "worker/comm/comm.h", "proto/jobspec.h", "common"},
+    "worker/train": {"worker/train", "worker/data", "worker/engine", "worker/comm/comm.h", "worker/comm/comm_watch.h",
+                     "proto/jobspec.h", "common"},
     "worker/train/report.c": {"worker/train", "proto", "common"},
+    "worker/train/heartbeat.c": {"worker/train", "proto", "common"},
     "worker/tasks": {"worker/tasks", "worker/train", "worker/nn", "worker/data", "worker/engine", "worker/comm/comm.h",
                      "proto/jobspec.h", "common"},
     "worker": {"worker", "proto", "common"},

@@ -2,7 +2,7 @@
  * sums are exact and compared exactly. Buffers are where the implementation wants them: a test says how to
  * make them (struct contract_memory).
  *
- * To be included after mpi_main.h (cmocka).
+ * To be included after mpi_main.h or fork_ranks.h (cmocka).
  */
 #ifndef TESTS_MPI_COMM_CONTRACT_H
 #define TESTS_MPI_COMM_CONTRACT_H

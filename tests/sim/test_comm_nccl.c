@@ -6,8 +6,8 @@
 #include "tests/mpi/comm_contract.h"
 #include "tests/sim/device.h"
 #include "worker/comm/comm_nccl.h"
+#include "worker/comm/comm_tcp.h"
 
-#include <stdio.h>
 #include <unistd.h>
 
 struct job {
@@ -119,31 +119,37 @@ static void test_alone(void **state)
     job_done(&j);
 }
 
-/* The ranks of this job as tasks of Slurm. */
-static void test_slurm(void **state)
+/* The ranks of this job as tasks of Slurm without PMIx: NCCL's id goes over TCP. MPI tells the directory. */
+static void test_over_tcp(void **state)
 {
     (void)state;
     struct err e = ERR_INIT;
-    struct job j = {.host = comm_mpi_create(TEST_TIMEOUT_MS, &e)};
-    const struct comm_nccl_config cfg = job_streams(&j, TEST_TIMEOUT_MS);
-    char dir[64] = "/tmp/bf-nccl-XXXXXX", number[16];
+    struct comm *mpi = comm_mpi_create(TEST_TIMEOUT_MS, &e);
+    char dir[64] = "/tmp/bf-nccl-XXXXXX";
+    const struct comm_tcp_config tcp = {.dir = dir,
+                                        .name = "test",
+                                        .rank = mpi->rank,
+                                        .size = mpi->size,
+                                        .meet_ms = TEST_TIMEOUT_MS,
+                                        .timeout_ms = TEST_TIMEOUT_MS};
+    struct comm_nccl_config cfg;
+    struct job j = {0};
 
-    if (j.host->rank == 0)
+    if (mpi->rank == 0)
         assert_non_null(mkdtemp(dir));
-    assert_int_equal(comm_broadcast(j.host, dir, sizeof dir, 0, &e), 0);
-    snprintf(number, sizeof number, "%d", j.host->rank);
-    setenv("SLURM_PROCID", number, 1);
-    snprintf(number, sizeof number, "%d", j.host->size);
-    setenv("SLURM_NTASKS", number, 1);
-    setenv("SLURM_JOB_ID", "18", 1);
-    j.c = comm_nccl_create_slurm(dir, &cfg, &e);
+    assert_int_equal(comm_broadcast(mpi, dir, sizeof dir, 0, &e), 0);
+    j.host = comm_tcp_create(&tcp, &e);
+    if (!j.host)
+        fail_msg("%s", e.msg);
+    cfg = job_streams(&j, TEST_TIMEOUT_MS);
+    j.c = comm_nccl_create(j.host, &cfg, &e);
     if (!j.c)
         fail_msg("%s", e.msg);
     contract_check(j.c, &device_memory);
-    assert_int_equal(comm_barrier(j.host, &e), 0);
-    if (j.host->rank == 0)
+    if (mpi->rank == 0)
         assert_int_equal(rmdir(dir), 0); /* nothing was left in it */
     job_done(&j);
+    comm_destroy(mpi);
 }
 
 enum { N = 64 };
@@ -325,7 +331,7 @@ static const struct CMUnitTest tests[] = {
 #endif
 
     cmocka_unit_test(test_contract),  cmocka_unit_test(test_nonblocking), cmocka_unit_test(test_alone),
-    cmocka_unit_test(test_slurm),     cmocka_unit_test(test_graph),       cmocka_unit_test(test_order),
+    cmocka_unit_test(test_over_tcp),  cmocka_unit_test(test_graph),       cmocka_unit_test(test_order),
     cmocka_unit_test(test_refused),   cmocka_unit_test(test_late),
 };
 

@@ -3,7 +3,7 @@
  * All ranks call the same functions in the same order. Every sum ends with the same bits on every rank. A
  * call that does not finish within the communicator's timeout fails with kind ERR_PEER_LOST and names what it
  * waited for. Pointers are device pointers of the backend that the implementation belongs to (host memory for
- * comm_single and comm_mpi).
+ * comm_single, comm_mpi and comm_tcp).
  *
  * A communicator of a device enqueues: a call returns before it is done, what follows on the device's stream
  * sees its result, and a rank that does not come shows in comm_sync() only.
@@ -24,7 +24,8 @@ struct comm_req {
 };
 
 struct comm_ops {
-    const char *name; /* "single", "mpi", "nccl" */
+    const char *name; /* "single", "mpi", "tcp", "nccl" */
+    const char *note; /* what a job whose features and gradients go this way should know; NULL: nothing */
     /* local: counts[rank] rows → all: Σcounts rows in rank order. Any element type. */
     int (*all_gather)(struct comm *c, const void *local, void *all, const int64_t *counts, size_t row_bytes,
                       struct err *e);
@@ -46,7 +47,8 @@ struct comm_ops {
     /* Waits, within the timeout, until all that was enqueued so far is done; `what` says in the message what
      * that is. NULL: nothing is ever enqueued. */
     int (*sync)(struct comm *c, const char *what, struct err *e);
-    /* Best effort: makes the other ranks fail rather than wait. */
+    /* Best effort: makes the other ranks fail rather than wait: they are ended (MPI), or get ERR_PEER_LOST
+     * with code exit_status (TCP). */
     void (*abort)(struct comm *c, int exit_status);
     void (*destroy)(struct comm *c);
 };
@@ -117,7 +119,9 @@ static inline void comm_destroy(struct comm *c)
         c->ops->destroy(c);
 }
 
-/* One rank: every collective is a copy or nothing. */
+/* comm_tcp.h and comm_nccl.h have the others' constructors.
+ *
+ * One rank: every collective is a copy or nothing. */
 struct comm *comm_single_create(void);
 
 /* MPI_COMM_WORLD, host buffers. MPI must be initialised and stay so; timeout_ms < 0 waits for ever. */

@@ -3,7 +3,6 @@
 #include "common/clock.h"
 #include "worker/backend/cuda/cuda_util.h"
 #include "worker/comm/back_off.h"
-#include "worker/comm/rendezvous.h"
 
 #include <nccl.h>
 #include <stdlib.h>
@@ -18,8 +17,8 @@ struct request {
 
 struct comm_nccl {
     struct comm base;
-    struct comm *host; /* NULL without one */
-    ncclComm_t nccl;   /* NULL: aborted */
+    struct comm *host;
+    ncclComm_t nccl; /* NULL: aborted */
     cudaStream_t compute, side;
     int timeout_ms;
     bool broken;       /* something failed or was late: it can only be aborted */
@@ -334,8 +333,7 @@ static void nccl_abort(struct comm *c, int exit_status)
     if (m->nccl)
         ncclCommAbort(m->nccl);
     m->nccl = NULL;
-    if (m->host)
-        comm_abort(m->host, exit_status);
+    comm_abort(m->host, exit_status);
 }
 
 /* A communicator is closed by all ranks together, and only when nothing is on its way; else it is aborted. */
@@ -460,30 +458,6 @@ struct comm *comm_nccl_create(struct comm *host, const struct comm_nccl_config *
     m->base.size = host->size;
     m->host = host;
     if (meet_on_host(m, prepare(m, cfg, &i, e), &i, e) == 0 && join(m, &i, cfg, e) == 0)
-        return &m->base;
-    nccl_destroy(&m->base);
-    return NULL;
-}
-
-struct comm *comm_nccl_create_slurm(const char *shared_dir, const struct comm_nccl_config *cfg, struct err *e)
-{
-    struct rendezvous r = {.dir = shared_dir, .timeout_ms = cfg->timeout_ms};
-    struct comm_nccl *m = xcalloc(1, sizeof *m);
-    struct invitation i;
-    char name[128];
-    int rc = rendezvous_from_slurm(&r, name, e);
-
-    m->base.rank = r.rank;
-    m->base.size = r.size;
-    if (rc == 0)
-        rc = prepare(m, cfg, &i, e);
-    if (rc == 0)
-        rc = rendezvous_share(&r, &i, sizeof i, e);
-    if (rc == 0) {
-        rc = join(m, &i, cfg, e);
-        rendezvous_clean(&r); /* all ranks have joined, or rank 0 gives up */
-    }
-    if (rc == 0)
         return &m->base;
     nccl_destroy(&m->base);
     return NULL;

@@ -35,13 +35,9 @@ struct comm_nccl_config {
     bool nonblocking;
 };
 
-/* The ranks are those of `host` (comm_mpi, comm_single), which carries NCCL's unique id, makes sure that all
- * ranks are there, and is aborted along. It must outlive the communicator. */
+/* The ranks are those of `host` (comm_mpi, comm_tcp, comm_single), which carries NCCL's unique id, makes sure
+ * that all ranks are there, and is aborted along. It must outlive the communicator. */
 struct comm *comm_nccl_create(struct comm *host, const struct comm_nccl_config *cfg, struct err *e);
-
-/* The ranks are the tasks of this Slurm job step, which meet in shared_dir (rendezvous.h). */
-struct comm *comm_nccl_create_slurm(const char *shared_dir, const struct comm_nccl_config *cfg,
-                                    struct err *e);
 
 /* 22803 for 2.28.3, of the library that is loaded; 0 when it does not say. */
 int comm_nccl_version(void);

@@ -2,13 +2,14 @@
  * looked for by opening them, which makes network file systems ask their server. */
 #include "worker/comm/rendezvous.h"
 #include "common/clock.h"
+#include "common/fsutil.h"
 
 #include <errno.h>
 #include <fcntl.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
-#include <string.h>
+#include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -29,71 +30,69 @@ static int path_of_rank(const struct rendezvous *r, int rank, char out[PATH_BYTE
     return path_of(r, suffix, out, e);
 }
 
-static int env_int(const char *name, int *out, struct err *e)
-{
-    const char *text = getenv(name);
-    char *end;
-    long v;
-
-    if (!text || !*text)
-        return err_set(e, "%s is not set: is this a Slurm job step?", name);
-    v = strtol(text, &end, 10);
-    if (*end || v < 0 || v > 1 << 24)
-        return err_set(e, "%s=%s is not a number of ranks", name, text);
-    *out = (int)v;
-    return 0;
-}
-
-int rendezvous_from_slurm(struct rendezvous *r, char name_out[128], struct err *e)
-{
-    const char *job = getenv("SLURM_JOB_ID"), *step = getenv("SLURM_STEP_ID");
-    const char *restart = getenv("SLURM_RESTART_COUNT");
-
-    if (env_int("SLURM_PROCID", &r->rank, e) < 0 || env_int("SLURM_NTASKS", &r->size, e) < 0)
-        return -1;
-    if (!job)
-        return err_set(e, "SLURM_JOB_ID is not set: is this a Slurm job step?");
-    if (r->rank >= r->size)
-        return err_set(e, "SLURM_PROCID=%d of SLURM_NTASKS=%d", r->rank, r->size);
-    if (snprintf(name_out, 128, "nccl-%s.%s.%s", job, step ? step : "0", restart ? restart : "0") >= 128 ||
-        strchr(name_out, '/'))
-        return err_set(e, "SLURM_JOB_ID=%s is not a job's number", job);
-    r->name = name_out;
-    return 0;
-}
-
-/* Makes the file appear with its content at once. */
-static int publish(const char *path, const void *data, size_t bytes, struct err *e)
+/* Makes the file appear with its content at once, for its owner alone. */
+static int publish(struct rendezvous *r, const char *path, const void *data, size_t bytes, struct err *e)
 {
     char temporary[PATH_BYTES + 8];
-    FILE *f;
-    bool ok;
+    struct stat st;
+    int fd, rc;
 
     snprintf(temporary, sizeof temporary, "%s.tmp", path);
-    f = fopen(temporary, "wb");
-    if (!f)
+    unlink(temporary); /* of an accident; what is made anew has our mode */
+    fd = open(temporary, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
+    if (fd < 0)
         return err_set_errno(e, "rendezvous: %s", temporary);
-    ok = fwrite(data, 1, bytes, f) == bytes && fflush(f) == 0 && fsync(fileno(f)) == 0;
-    ok = fclose(f) == 0 && ok;
-    if (!ok || rename(temporary, path) < 0) {
-        err_set_errno(e, "rendezvous: %s", path);
+    rc = fs_write_all(fd, data, bytes, e);
+    if (rc == 0 && (fsync(fd) < 0 || fstat(fd, &st) < 0))
+        rc = err_set_errno(e, "rendezvous: %s", temporary);
+    if (close(fd) < 0 && rc == 0)
+        rc = err_set_errno(e, "rendezvous: %s", temporary);
+    if (rc == 0 && rename(temporary, path) < 0)
+        rc = err_set_errno(e, "rendezvous: %s", path);
+    if (rc < 0)
         unlink(temporary);
-        return -1;
-    }
+    else
+        r->owner = st.st_uid;
+    return rc;
+}
+
+static int check_private(const struct rendezvous *r, const char *path, int fd, struct err *e)
+{
+    struct stat st;
+
+    if (fstat(fd, &st) < 0)
+        return err_set_errno(e, "rendezvous: %s", path);
+    if (!S_ISREG(st.st_mode) || st.st_uid != r->owner || st.st_mode & 077)
+        return err_set(e,
+                       "rendezvous: %s has owner %ld and mode %03o; a file of owner %ld that nobody else may "
+                       "read is accepted",
+                       path, (long)st.st_uid, (unsigned)st.st_mode & 0777, (long)r->owner);
     return 0;
 }
 
-/* 1: read; 0: not there yet. */
-static int try_read(const char *path, void *data, size_t bytes, struct err *e)
+/* 1: it is open; 0: not there yet. */
+static int try_open(const char *path, int *fd, struct err *e)
 {
-    FILE *f = fopen(path, "rb");
-    size_t n;
+    *fd = open(path, O_RDONLY | O_NOFOLLOW | O_CLOEXEC);
+    if (*fd >= 0)
+        return 1;
+    return errno == ENOENT || errno == ESTALE ? 0 : err_set_errno(e, "rendezvous: %s", path);
+}
 
-    if (!f)
-        return errno == ENOENT || errno == ESTALE ? 0 : err_set_errno(e, "rendezvous: %s", path);
-    n = fread(data, 1, bytes, f);
-    fclose(f);
-    return n == bytes ? 1 : err_set(e, "rendezvous: %s has %zu bytes, not %zu", path, n, bytes);
+/* 1: read; 0: it went away. */
+static int read_private(const struct rendezvous *r, const char *path, int fd, void *data, size_t bytes,
+                        struct err *e)
+{
+    ssize_t n;
+
+    if (check_private(r, path, fd, e) < 0)
+        return -1;
+    n = read(fd, data, bytes);
+    if (n < 0)
+        return errno == ESTALE ? 0 : err_set_errno(e, "rendezvous: %s", path);
+    if ((size_t)n != bytes)
+        return err_set(e, "rendezvous: %s has %zd bytes, not %zu", path, n, bytes);
+    return 1;
 }
 
 static bool late(const struct rendezvous *r, int64_t start)
@@ -114,22 +113,18 @@ static int count_missing(const struct rendezvous *r, bool *here, struct err *e)
     int missing = 0;
 
     for (int i = 1; i < r->size; i++) {
-        char path[PATH_BYTES], c;
+        char path[PATH_BYTES];
+        int fd, rc;
 
         if (here[i])
             continue;
-        if (path_of_rank(r, i, path, e) < 0)
+        rc = path_of_rank(r, i, path, e);
+        if (rc < 0 || (rc = try_open(path, &fd, e)) < 0)
             return -1;
-        switch (try_read(path, &c, 1, e)) {
-        case 1:
-            here[i] = true;
-            break;
-        case 0:
-            missing++;
-            break;
-        default:
-            return -1;
-        }
+        if (rc)
+            close(fd);
+        here[i] = rc;
+        missing += !rc;
     }
     return missing;
 }
@@ -143,7 +138,9 @@ static int fail_missing(const struct rendezvous *r, const bool *here, int missin
     for (int i = 1; i < r->size && named < NAMED_RANKS; i++)
         if (!here[i])
             at += (size_t)snprintf(list + at, sizeof list - at, "%s%d", named++ ? ", " : "", i);
-    return err_set_kind(e, ERR_PEER_LOST, "rendezvous in %s: %d of %d ranks did not come within %d s: %s%s",
+    return err_set_kind(e, ERR_PEER_LOST,
+                        "rendezvous in %s: %d of %d ranks did not come within %d s: %s%s (is the directory "
+                        "shared by all hosts?)",
                         r->dir, missing, r->size, r->timeout_ms / 1000, list, missing > named ? ", …" : "");
 }
 
@@ -162,14 +159,18 @@ static int wait_for_all(const struct rendezvous *r, bool *here, struct err *e)
     }
 }
 
-static int share_root(const struct rendezvous *r, const void *blob, size_t bytes, struct err *e)
+static int share_root(struct rendezvous *r, const void *blob, size_t bytes, struct err *e)
 {
     bool *here = xcalloc((size_t)r->size, sizeof *here);
-    int rc = wait_for_all(r, here, e);
     char path[PATH_BYTES];
+    int rc = path_of(r, "blob", path, e);
 
+    if (rc == 0) {
+        unlink(path); /* of an earlier meeting of this name that was killed */
+        rc = wait_for_all(r, here, e);
+    }
     free(here);
-    if (rc < 0 || path_of(r, "blob", path, e) < 0 || publish(path, blob, bytes, e) < 0)
+    if (rc < 0 || publish(r, path, blob, bytes, e) < 0)
         return -1;
     for (int i = 1; i < r->size; i++)
         if (path_of_rank(r, i, path, NULL) == 0)
@@ -177,47 +178,58 @@ static int share_root(const struct rendezvous *r, const void *blob, size_t bytes
     return 0;
 }
 
-static int wait_for_blob(const struct rendezvous *r, const char *path, void *blob, size_t bytes,
-                         struct err *e)
+static int wait_for_blob(const struct rendezvous *r, void *blob, size_t bytes, struct err *e)
 {
     const int64_t start = clock_mono_ns();
 
     for (;;) {
-        int rc = try_read(path, blob, bytes, e);
+        int rc = rendezvous_look(r, blob, bytes, e);
 
         if (rc)
             return rc < 0 ? -1 : 0;
         if (late(r, start))
             return err_set_kind(e, ERR_PEER_LOST,
-                                "rendezvous in %s: rank %d waited %d s for rank 0 to see all %d ranks",
+                                "rendezvous in %s: rank %d waited %d s for rank 0 to see all %d ranks (is "
+                                "the directory shared by all hosts?)",
                                 r->dir, r->rank, r->timeout_ms / 1000, r->size);
         nap();
     }
 }
 
-static int share_other(const struct rendezvous *r, void *blob, size_t bytes, struct err *e)
+static int share_other(struct rendezvous *r, void *blob, size_t bytes, struct err *e)
 {
-    char own[PATH_BYTES], path[PATH_BYTES];
+    char own[PATH_BYTES];
     int rc;
 
-    if (path_of_rank(r, r->rank, own, e) < 0 || path_of(r, "blob", path, e) < 0 ||
-        publish(own, "x", 1, e) < 0)
+    if (path_of_rank(r, r->rank, own, e) < 0 || publish(r, own, "x", 1, e) < 0)
         return -1;
-    rc = wait_for_blob(r, path, blob, bytes, e);
+    rc = wait_for_blob(r, blob, bytes, e);
     if (rc < 0)
         unlink(own); /* rank 0 removes those it has seen */
     return rc;
 }
 
-int rendezvous_share(const struct rendezvous *r, void *blob, size_t bytes, struct err *e)
+int rendezvous_share(struct rendezvous *r, void *blob, size_t bytes, struct err *e)
 {
     return r->rank == 0 ? share_root(r, blob, bytes, e) : share_other(r, blob, bytes, e);
+}
+
+int rendezvous_look(const struct rendezvous *r, void *blob, size_t bytes, struct err *e)
+{
+    char path[PATH_BYTES];
+    int fd, rc = path_of(r, "blob", path, e);
+
+    if (rc < 0 || (rc = try_open(path, &fd, e)) <= 0)
+        return rc;
+    rc = read_private(r, path, fd, blob, bytes, e);
+    close(fd);
+    return rc;
 }
 
 void rendezvous_clean(const struct rendezvous *r)
 {
     char path[PATH_BYTES];
 
-    if (r->rank == 0 && path_of(r, "blob", path, NULL) == 0)
+    if ((r->rank == 0 ? path_of(r, "blob", path, NULL) : path_of_rank(r, r->rank, path, NULL)) == 0)
         unlink(path);
 }

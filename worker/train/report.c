@@ -6,7 +6,6 @@
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
-#include <unistd.h>
 #include "common/clock.h"
 #include "common/json.h"
 #include "proto/client.h"
@@ -37,36 +36,6 @@ bool report_wanted(void)
     const char *address = getenv(PROGRESS_ENV_ADDRESS);
 
     return address && *address;
-}
-
-static int env_int(const char *name, int64_t *out, struct err *e)
-{
-    const char *text = getenv(name);
-    char *end;
-    long long v = text ? strtoll(text, &end, 10) : 0;
-
-    if (!text || end == text || *end || v < 1)
-        return err_set(e, "environment variable %s: '%s' found, a whole number from 1 is accepted", name,
-                       text ? text : "");
-    *out = v;
-    return 0;
-}
-
-static int read_env(struct report *r, struct err *e)
-{
-    const char *token = getenv(PROGRESS_ENV_TOKEN);
-
-    r->address = xstrdup(getenv(PROGRESS_ENV_ADDRESS));
-    if (env_int(PROGRESS_ENV_JOB, &r->self.job, e) < 0 ||
-        env_int(PROGRESS_ENV_ATTEMPT, &r->self.attempt, e) < 0)
-        return -1;
-    if (!token || !*token || strlen(token) >= sizeof r->self.token)
-        return err_set(e, "environment variable %s: 1 to %zu characters are accepted", PROGRESS_ENV_TOKEN,
-                       sizeof r->self.token - 1);
-    snprintf(r->self.token, sizeof r->self.token, "%s", token);
-    gethostname(r->self.host, sizeof r->self.host - 1);
-    r->self.pid = getpid();
-    return 0;
 }
 
 static void drop_link(struct report *r, const char *why, int64_t retry_ms)
@@ -162,7 +131,8 @@ struct report *report_create(const struct log *log, int world_size, struct err *
 
     r->log = log;
     r->self.ranks = world_size;
-    if (read_env(r, e) < 0) {
+    r->address = xstrdup(getenv(PROGRESS_ENV_ADDRESS));
+    if (progress_attach_from_env(&r->self, e) < 0) {
         report_destroy(r);
         return NULL;
     }

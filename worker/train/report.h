@@ -1,4 +1,4 @@
-/* report - rank 0's link to the coordinator; the only file of the worker that knows the protocol.
+/* report - rank 0's link to the coordinator; with heartbeat.c the only file that knows the protocol.
  *
  * The link never holds training up: there is no thread, every call is bounded (a connect to a local socket,
  * one attach of at most REPORT_ATTACH_TIMEOUT_MS, and writes that give up at once when the socket is full),

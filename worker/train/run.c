@@ -9,6 +9,7 @@
 #include "common/clock.h"
 #include "common/fsutil.h"
 #include "worker/train/agree.h"
+#include "worker/train/heartbeat.h"
 #include "worker/train/host.h"
 #include "worker/train/plans.h"
 #include "worker/train/rundir.h"
@@ -22,9 +23,11 @@ struct run {
     char component[32];
     struct log log, console;
     struct backend *backend;
-    struct tuning *tuning; /* the backend's; NULL: its libraries choose by themselves */
-    struct comm *device_comm;
+    struct tuning *tuning;                   /* the backend's; NULL: its libraries choose by themselves */
+    struct comm *device_comm, *device_inner; /* device_inner: what is watched as device_comm; else NULL */
     struct report *report;
+    struct heartbeat *heart; /* NULL without a coordinator */
+    struct comm *watched;    /* cfg.comm where the heartbeat watches it; else NULL */
     struct trainer *trainer;
     int n_threads, lock; /* of the run directory; rank 0's */
 };
@@ -36,12 +39,19 @@ enum run_exit run_exit_of(const struct err *e)
     case ERR_SPEC:
         return RUN_USAGE;
     case ERR_PEER_LOST:
-        return RUN_PEER_LOST;
+        return e->code ? (enum run_exit)e->code : RUN_PEER_LOST;
     case ERR_INTERRUPTED:
         return RUN_STOPPED;
     default:
         return RUN_FAILED;
     }
+}
+
+static void say(struct run *r, enum log_level level, const char *text)
+{
+    if (r->claimed)
+        log_write(&r->log, level, "%s", text);
+    log_write(&r->console, level, "%s", text);
 }
 
 /* Collective. */
@@ -71,11 +81,38 @@ static int open_report(struct run *r, struct err *e)
     return r->report ? 0 : -1;
 }
 
+/* Every rank's; from here on it is known what this one waits in. */
+static int open_heartbeat(struct run *r, struct err *e)
+{
+    if (!report_wanted())
+        return 0;
+    if (!(r->heart = heartbeat_start(&r->log, r->cfg.comm->rank, e)))
+        return -1;
+    struct comm_watcher w = heartbeat_watcher(r->heart);
+    r->cfg.comm = r->watched = comm_watch_create(r->cfg.comm, &w);
+    return 0;
+}
+
+/* Collective. */
+static struct comm *open_device_comm(struct run *r, struct err *e)
+{
+    struct comm *own = r->cfg.device_comm(r->cfg.comm, r->backend, e);
+
+    if (!own || !r->heart || own == r->cfg.comm)
+        return own;
+    struct comm_watcher w = heartbeat_watcher(r->heart);
+    r->device_inner = own;
+    return comm_watch_create(own, &w);
+}
+
 /* Collective. */
 static int open_machine(struct run *r, struct err *e)
 {
+    int began = open_heartbeat(r, e);
     struct comm *comm = r->cfg.comm;
 
+    if (agree_outcome(comm, began, e) < 0)
+        return -1;
     /* Bitwise: one convolution's bits depend on the number of threads (cpu_conv.c). */
     bool bitwise = r->cfg.spec->train.determinism == DETERMINISM_BITWISE;
     if (host_threads(comm, bitwise ? 1 : r->cfg.spec->resources.threads_per_rank, &r->n_threads, e) < 0)
@@ -85,7 +122,7 @@ static int open_machine(struct run *r, struct err *e)
         rc = -1;
     if (agree_outcome(comm, rc, e) < 0)
         return -1;
-    r->device_comm = r->cfg.device_comm(comm, r->backend, e);
+    r->device_comm = open_device_comm(r, e);
     return agree_outcome(comm, r->device_comm ? 0 : -1, e);
 }
 
@@ -118,11 +155,14 @@ static int open_trainer(struct run *r, struct err *e)
                              .log = &r->log,
                              .console = r->rank0 && !r->report ? &r->console : NULL,
                              .report = r->report,
+                             .heart = r->heart,
                              .signal_fd = cfg->signal_fd,
                              .start_ns = cfg->start_ns};
 
     log_info(&r->log, "job \"%s\" (%s), version %s, %d ranks, %d threads a rank, pid %ld", cfg->spec->name,
              cfg->task->name, BF_VERSION, cfg->comm->size, r->n_threads, (long)getpid());
+    if (r->rank0 && cfg->comm->ops->note)
+        say(r, r->device_comm == cfg->comm ? LOG_WARN : LOG_INFO, cfg->comm->ops->note);
     if (!(r->trainer = trainer_create(&tc, e)))
         return -1;
     /* A run that goes on has its checkpoint now: only a spec that fits may take the place of the old one. */
@@ -162,13 +202,6 @@ static int write_result(struct run *r, const char *status, const char *reason, b
     return rc;
 }
 
-static void say(struct run *r, enum log_level level, const char *text)
-{
-    if (r->claimed)
-        log_write(&r->log, level, "%s", text);
-    log_write(&r->console, level, "%s", text);
-}
-
 /* A spec or command line that does not fit the run in the directory says nothing about that run. */
 static bool leaves_alone(const struct run *r, const struct err *e)
 {
@@ -196,7 +229,9 @@ static enum run_exit fail_together(struct run *r, const struct err *e)
 static enum run_exit fail_alone(struct run *r, struct err *e)
 {
     struct err later = ERR_INIT;
-    bool tells = r->rank0 || e->kind != ERR_PEER_LOST;
+    /* By the rank that gave up, in the result, too; of a peer that it lost rank 0 must tell. */
+    bool told = e->kind == ERR_PEER_LOST && e->code && e->code != RUN_PEER_LOST;
+    bool tells = (r->rank0 && !told) || e->kind != ERR_PEER_LOST;
 
     if (r->cfg.comm->size > 1)
         err_wrap(e, "rank %d", r->cfg.comm->rank);
@@ -262,13 +297,16 @@ enum run_exit run_job(const struct run_cfg *cfg, bool *orderly)
 
     if (!*orderly)
         return status; /* collectives may be in flight in what would be freed; the process ends now */
+    heartbeat_stop(r.heart);
     report_destroy(r.report);
     trainer_destroy(r.trainer);
     if (r.device_comm != r.cfg.comm)
         comm_destroy(r.device_comm);
+    comm_destroy(r.device_inner);
     if (r.backend)
         r.backend->ops->destroy(r.backend);
     tuning_destroy(r.tuning);
+    comm_destroy(r.watched);
     if (r.log.fd >= 0)
         close(r.log.fd);
     if (r.lock >= 0)

@@ -4,6 +4,7 @@
 #include <string.h>
 #include <unistd.h>
 #include "common/clock.h"
+#include "common/fault.h"
 #include "common/fsutil.h"
 #include "worker/data/sampler.h"
 #include "worker/train/agree.h"
@@ -195,6 +196,7 @@ static int find_start(struct trainer *t, struct err *e)
         return -1;
     receipts_keep_due(&t->at.receipts, t->n_steps);
     t->agreed_step = t->at.step;
+    heartbeat_at_step(t->cfg.heart, t->at.step);
     if (loaded) {
         t->checkpoint_step = t->at.step;
         log_info(t->cfg.log, "going on from the checkpoint of step %lld", (long long)t->at.step);
@@ -227,6 +229,7 @@ struct trainer *trainer_create(const struct trainer_cfg *cfg, struct err *e)
     t->rank0 = cfg->comm->rank == 0;
     t->dump = cfg->dump;
     t->phase = "start";
+    t->has_faults = fault_any();
     t->loss = t->lr = t->images_per_s = NAN;
     t->checkpoint_step = t->validated_step = -1;
     t->params = params_create(cfg->backend);

@@ -23,6 +23,7 @@
 #define TRAIN_TRAINER_H
 
 #include "worker/train/dump.h"
+#include "worker/train/heartbeat.h"
 #include "worker/train/report.h"
 #include "worker/train/result.h"
 #include "worker/train/task.h"
@@ -41,6 +42,7 @@ struct trainer_cfg { /* all borrowed */
     const struct log *log;
     const struct log *console; /* rank 0 without a coordinator: progress lines for a person; else NULL */
     struct report *report;     /* rank 0 with a coordinator; else NULL */
+    struct heartbeat *heart;   /* with a coordinator; else NULL */
     int signal_fd;
     int64_t start_ns; /* monotonic time at which the program started */
 };

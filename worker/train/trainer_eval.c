@@ -79,10 +79,13 @@ static int evaluate(struct trainer *t, enum task_split split, bool record, struc
     int64_t from = clock_mono_ns();
     const char *before = t->phase;
 
+    enum heart_phase heart = trainer_heart(t, HEART_EVALUATE);
+
     trainer_progress(t, "evaluate");
     if (run_evaluation(t, split, v, e) < 0)
         return err_wrap(e, "evaluation (%s) after step %lld", names[split], (long long)t->at.step);
     t->phase = before;
+    trainer_heart(t, heart);
     t->eval_ns += clock_mono_ns() - from;
     if (v->n_samples == 0)
         return 0;

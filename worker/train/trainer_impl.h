@@ -34,6 +34,8 @@ struct trainer {
     struct checkpoint_state at;
     int64_t agreed_step;     /* after which all ranks last held the same weights and optimiser state */
     int fault_flip;          /* pass counter of the fault point train.flip_weight.RANK */
+    int fault_step;          /* and of train.step.RANK */
+    bool has_faults;         /* the environment had any at the start */
     int64_t checkpoint_step; /* newest complete one; -1: none */
 
     struct recorder recorder; /* rank 0 */
@@ -59,6 +61,12 @@ int trainer_together(struct trainer *t, int rc, const struct err *e);
 static inline int64_t trainer_epoch(const struct trainer *t)
 {
     return t->at.step / t->steps_per_epoch;
+}
+
+/* Like trainer_progress(), for heartbeats. */
+static inline enum heart_phase trainer_heart(struct trainer *t, enum heart_phase phase)
+{
+    return heartbeat_phase(t->cfg.heart, phase);
 }
 
 /* Tells the coordinator where we are. */

@@ -123,6 +123,7 @@ static int save_checkpoint(struct trainer *t, struct err *e)
 {
     int64_t from = clock_mono_ns();
     const char *before = t->phase;
+    enum heart_phase heart = trainer_heart(t, HEART_CHECKPOINT);
     int rc = 0;
 
     if (trainer_check_drift(t, e) < 0 || check_updated(t, e) < 0)
@@ -139,6 +140,7 @@ static int save_checkpoint(struct trainer *t, struct err *e)
     t->checkpoint_ns += clock_mono_ns() - from;
     log_info(t->cfg.log, "checkpoint of step %lld written", (long long)t->at.step);
     trainer_progress(t, before);
+    trainer_heart(t, heart);
     return 0;
 }
 
@@ -218,6 +220,7 @@ static int finish(struct trainer *t, struct err *e)
     if (trainer_test(t, e) < 0)
         return -1;
     trainer_progress(t, "finish");
+    trainer_heart(t, HEART_FINISH);
     if (t->rank0) {
         char *path = fs_join(t->cfg.run_dir, "model.safetensors");
         rc = optim_use_average(t->optim, e);

@@ -6,6 +6,8 @@
  * host prepares the next mini-batch. Two steps are different: the one that is dumped stops between vote and
  * update, and one that is not finite is made again by diagnose.c.
  */
+#include <stdio.h>
+#include "common/fault.h"
 #include "worker/train/diagnose.h"
 #include "worker/train/signals.h"
 #include "worker/train/trainer_impl.h"
@@ -56,23 +58,35 @@ static int tell_device(struct trainer *t, struct err *e)
 /* Up to the vote: gradients are then those of the global mini-batch, and nothing was updated. */
 static int find_gradients(struct trainer *t, struct err *e)
 {
-    if (program_run(t->program, e) < 0 || program_backward(t->program, e) < 0 ||
+    trainer_heart(t, HEART_FORWARD);
+    if (program_run(t->program, e) < 0)
+        return -1;
+    trainer_heart(t, HEART_BACKWARD);
+    if (program_backward(t->program, e) < 0 ||
         optim_measure(t->optim, program_loss_share(t->program), t->scalars, e) < 0)
         return -1;
+    trainer_heart(t, HEART_VOTE);
     return comm_all_reduce(t->cfg.device_comm, &t->scalars->loss, STEP_VOTE_COUNT, DTYPE_F64, e);
+}
+
+static int update(struct trainer *t, struct err *e)
+{
+    trainer_heart(t, HEART_UPDATE);
+    return optim_step(t->optim, t->scalars, e);
 }
 
 static int whole_step(void *arg, struct err *e)
 {
     struct trainer *t = arg;
 
-    return find_gradients(t, e) < 0 ? -1 : optim_step(t->optim, t->scalars, e);
+    return find_gradients(t, e) < 0 ? -1 : update(t, e);
 }
 
 static int do_step(struct trainer *t, struct err *e)
 {
     struct backend *be = t->cfg.backend;
 
+    trainer_heart(t, HEART_FORWARD);
     return be->ops->replay ? be->ops->replay(be, &t->replay, whole_step, t, e) : whole_step(t, e);
 }
 
@@ -81,7 +95,7 @@ static int do_dumped_step(struct trainer *t, struct err *e)
 {
     if (find_gradients(t, e) < 0 || (t->rank0 && dump_take_grads(&t->dump, t->params, e) < 0))
         return -1;
-    return optim_step(t->optim, t->scalars, e);
+    return update(t, e);
 }
 
 /* The device has its work; what it is fed next can be on its way. */
@@ -119,10 +133,25 @@ static int check_finite(struct trainer *t, const struct step_scalars *s, struct 
     return trainer_together(t, diagnose_say(&d, t->at.step + 1, s->loss, e), e);
 }
 
+/* Fault point "train.step.RANK": "loop" hangs this rank in a step, "nap" makes its steps slow. */
+static void pass_fault(struct trainer *t)
+{
+    char point[32];
+
+    if (!t->has_faults)
+        return;
+    snprintf(point, sizeof point, "train.step.%d", t->cfg.comm->rank);
+    fault_hit(point, &t->fault_step);
+}
+
 int trainer_step(struct trainer *t, struct step_scalars *out, struct err *e)
 {
     int64_t done = t->at.step + 1;
     bool dumps = t->dump.step == done;
+
+    heartbeat_step_begin(t->cfg.heart);
+    trainer_heart(t, HEART_DATA);
+    pass_fault(t);
 
     if (t->task->ops->feed(t->task, t->program, t->at.step, e) < 0 || tell_device(t, e) < 0 ||
         (dumps ? do_dumped_step(t, e) : do_step(t, e)) < 0 || prepare_next(t, e) < 0 ||
@@ -131,6 +160,8 @@ int trainer_step(struct trainer *t, struct step_scalars *out, struct err *e)
     if (dumps && t->rank0 && dump_write(&t->dump, t->params, out->loss, e) < 0)
         return -1;
     t->at.step = done;
+    heartbeat_step_end(t->cfg.heart, done);
+    trainer_heart(t, HEART_LOG);
     receipts_feed(&t->at.receipts, digest_of_all(out));
     return 0;
 }

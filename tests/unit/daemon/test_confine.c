@@ -208,6 +208,11 @@ static void test_every_path_of_a_spec(void **state)
     assert_string_equal(json_find(findings->child, "pointer")->valuestring, "/data/path");
     assert_string_equal(json_find(findings->child->next, "pointer")->valuestring, "/init/weights");
     assert_non_null(strstr(json_find(findings->child, "message")->valuestring, out));
+    cJSON *again = make_spec(in, NULL);
+    assert_true(confine_same(good, again));
+    assert_false(confine_same(good, bad));
+    assert_false(confine_same(bad, good));
+    cJSON_Delete(again);
     cJSON_Delete(findings);
     cJSON_Delete(good);
     cJSON_Delete(bad);

@@ -71,7 +71,7 @@ struct row {
     int64_t n_restarts, checkpoint;
     bool yielding;
     enum job_yield_to to;
-    const char *log, *stopped_for;
+    const char *log, *stopped_for, *lost_for;
     enum job_event_type want;
     const char *says;
 };
@@ -253,6 +253,58 @@ static const struct row rows[] = {
      .stopped_for = "the time limit of 5 s was reached",
      .want = JOB_EV_FAILED,
      .says = "the time limit of 5 s was reached"},
+    {.what = "lost: more than what the end that we made of it says",
+     .done = "stopped",
+     .known = true,
+     .status = 137,
+     .log = signalled,
+     .checkpoint = 500,
+     .lost_for = "rank 3 on node2 has been silent for 10 s",
+     .want = JOB_EV_RESTARTING,
+     .says = "rank 3 on node2 has been silent for 10 s; restarting from step 500, attempt 2 of 4"},
+    {.what = "lost, and another rank complains",
+     .done = "failed",
+     .done_reason = "rank 1: all-reduce: nobody came",
+     .known = true,
+     .status = 1,
+     .checkpoint = -1,
+     .lost_for = "rank 0 on vm has not moved for 300 s",
+     .want = JOB_EV_RESTARTING,
+     .says = "has not moved for 300 s; restarting from the beginning, attempt 2 of 4"},
+    {.what = "lost once too often",
+     .known = true,
+     .status = 137,
+     .n_restarts = 3,
+     .lost_for = "rank 0 on vm has not moved for 300 s",
+     .want = JOB_EV_FAILED,
+     .says = "has not moved for 300 s; no restart is left after attempt 4 of 4"},
+    {.what = "finished after all",
+     .result = "succeeded",
+     .lost_for = "rank 0 on vm has been silent for 10 s",
+     .want = JOB_EV_SUCCEEDED},
+    {.what = "cancelled while it was ended",
+     .known = true,
+     .status = 137,
+     .cancelling = true,
+     .lost_for = "rank 0 on vm has been silent for 10 s",
+     .want = JOB_EV_CANCELLED},
+    {.what = "asked to yield while it was ended",
+     .done = "failed",
+     .done_reason = "all-reduce: nobody came",
+     .known = true,
+     .status = 1,
+     .checkpoint = 40,
+     .yielding = true,
+     .lost_for = "rank 0 on vm has been silent for 10 s",
+     .want = JOB_EV_YIELDED,
+     .says = "goes on from step 40"},
+    {.what = "time limit of a run that was being ended",
+     .known = true,
+     .status = 137,
+     .stopped_for = "the time limit of 5 s was reached",
+     .lost_for = "rank 0 on vm has been silent for 10 s",
+     .want = JOB_EV_FAILED,
+     .says = "the time limit of 5 s was reached"},
 };
 
 static void test_decisions(void **state)
@@ -278,7 +330,8 @@ static void test_decisions(void **state)
                                .launcher_log = r->log ? r->log : "",
                                .checkpoint_step = r->checkpoint,
                                .step = 17,
-                               .stopped_for = r->stopped_for};
+                               .stopped_for = r->stopped_for,
+                               .lost_for = r->lost_for};
         struct exit_verdict v;
         exit_decide(&f, &v);
         if (v.type != r->want || (r->says && !strstr(v.reason, r->says)))

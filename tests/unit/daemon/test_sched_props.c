@@ -83,7 +83,7 @@ static void random_world(struct world *w, uint64_t *seed)
     for (size_t i = 0; i < w->n_users; i++)
         w->users[i] = (struct sched_user){w_random(seed, 4) * 100.0, 1 + w_random(seed, 2)};
     if (!w_random(seed, 4))
-        w->set.max_reservations = (int32_t)w_random(seed, 4);
+        w->set.max_reservations = (int32_t)w_random(seed, 4); /* most are deeper */
     size_t n_run = w_random(seed, 10), n_wait = w_random(seed, 12);
     for (size_t i = 0; i < n_run; i++)
         run_anywhere(w, w_add(w, random_job(seed, (int64_t)i + 1, w->now)), seed);
@@ -304,11 +304,74 @@ static void check_conservative(struct world *w)
     sched_plan_free(all);
 }
 
+/* Whether the node has room for so many ranks all through [now, now + run), beside what runs, what has just
+ * been started, and all that is promised. */
+static bool has_room(struct world *w, const struct sched_plan *p, size_t node, const struct sched_job *job,
+                     int32_t ranks)
+{
+    for (size_t at = 0; at <= p->n_reservations; at++) { /* what is free falls where a promise begins */
+        int64_t t = at ? p->reservations[at - 1].start_ms : w->now;
+        int32_t slots, gpus;
+        if (t >= w->now + job->run_ms)
+            continue;
+        free_of(w, node, &slots, &gpus);
+        for (size_t i = 0; i < w->n_jobs; i++) { /* what has ended by then */
+            const struct w_job *j = &w->jobs[i];
+            int64_t end = j->work < 0
+                              ? INT64_MAX
+                              : w->now + (j->job.run_ms * j->job.ranks + j->held - 1) / (j->held + !j->held);
+            end = j->yield_end_ms && j->yield_end_ms < end ? j->yield_end_ms : end;
+            for (size_t k = 0; j->state == W_RUNS && end <= t && k < j->n_pieces; k++)
+                if (j->pieces[k].node == (int32_t)node) {
+                    slots += j->pieces[k].ranks;
+                    gpus += j->pieces[k].ranks * j->job.gpus_per_rank;
+                }
+        }
+        for (size_t i = 0; i < p->n_reservations; i++) {
+            const struct sched_reservation *r = &p->reservations[i];
+            const struct w_job *j = w_find(w, r->job);
+            int64_t run = j->job.run_ms < 0 ? w->set.default_run_ms : sched_run_ms(&j->job, r->ranks);
+            for (int32_t k = 0; r->start_ms <= t && t < r->start_ms + run && k < r->n_pieces; k++)
+                if (r->pieces[k].node == (int32_t)node) {
+                    slots -= r->pieces[k].ranks;
+                    gpus -= r->pieces[k].ranks * j->job.gpus_per_rank;
+                }
+        }
+        if (slots < ranks || gpus < ranks * job->gpus_per_rank)
+            return false;
+    }
+    return w->nodes[node].usable;
+}
+
+/* Who has no reservation and does not start had no room: between what runs, what starts and all promises. */
+static size_t check_nobody_is_overlooked(const struct world *w, const struct sched_plan *p)
+{
+    static struct world after;
+    size_t n = 0;
+
+    after = *w;
+    w_apply(&after, p);
+    w_input(&after); /* run_ms of what has started */
+    for (size_t i = 0; i < p->n_verdicts; i++) {
+        const struct w_job *j = w_find(&after, p->verdicts[i].job);
+        int32_t room = 0;
+        if (p->verdicts[i].reason != SCHED_TOO_DEEP || j->job.nodes || j->job.run_ms < 0 ||
+            j->job.min_ranks < j->job.ranks)
+            continue;
+        for (size_t node = 0; node < w->n_nodes; node++)
+            for (int32_t r = 1; r <= j->job.ranks && has_room(&after, p, node, &j->job, r); r++)
+                room++;
+        assert_true(room < j->job.ranks);
+        n++;
+    }
+    return n;
+}
+
 static void test_plans(void **state)
 {
     static struct world w;
     uint64_t seed = 1;
-    size_t starts = 0, yields = 0, resized = 0, grown = 0, reasons[8] = {0};
+    size_t starts = 0, yields = 0, resized = 0, grown = 0, overlooked = 0, reasons[8] = {0};
 
     (void)state;
     for (int run = 0; run < 20000; run++) {
@@ -321,6 +384,7 @@ static void test_plans(void **state)
         check_order_is_no_matter(&w, p, &seed);
         check_settled(&w, p);
         check_yields_are_not_in_vain(&w, p);
+        overlooked += check_nobody_is_overlooked(&w, p);
         if (run % 4 == 0)
             check_conservative(&w);
         starts += p->n_starts;
@@ -335,6 +399,7 @@ static void test_plans(void **state)
     }
     /* The instances are worth something: everything happens in them. */
     assert_true(starts > 20000 && yields - resized - grown > 500 && resized > 500 && grown > 100);
+    assert_true(overlooked > 1000);
     for (int i = 0; i < 8; i++)
         assert_true(reasons[i] > 200);
 }

@@ -93,13 +93,69 @@ static void test_attach(void **state)
     cJSON_Delete(v);
 }
 
+static void test_hello(void **state)
+{
+    struct progress_hello h = {.job = 5, .attempt = 2, .pid = 77, .rank = 0, .token = "abc", .host = "node1"},
+                          b;
+    cJSON *v = progress_hello_to_json(&h);
+    struct err e = ERR_INIT;
+
+    (void)state;
+    assert_int_equal(progress_hello_from_json(v, &b, NULL), 0);
+    assert_true(b.job == 5 && b.attempt == 2 && b.pid == 77 && b.rank == 0);
+    assert_string_equal(b.token, "abc");
+    assert_string_equal(b.host, "node1");
+    cJSON_ReplaceItemInObjectCaseSensitive(v, "rank", cJSON_CreateNumber(-1));
+    assert_int_equal(progress_hello_from_json(v, &b, &e), -1);
+    assert_non_null(strstr(e.msg, "/rank"));
+    cJSON_Delete(v);
+}
+
+static void test_beat(void **state)
+{
+    struct progress_beat b = {.phase = "forward",
+                              .waits_in = "vote",
+                              .step = 9,
+                              .collectives = 123,
+                              .in_ms = 4,
+                              .n_steps = 3,
+                              .step_ms = 12.5,
+                              .work_ms = 10.25},
+                         c;
+    cJSON *v = progress_beat_to_json(&b);
+
+    (void)state;
+    assert_int_equal(progress_beat_from_json(v, &c, NULL), 0);
+    assert_true(c.step == 9 && c.collectives == 123 && c.in_ms == 4 && c.n_steps == 3 && c.step_ms == 12.5 &&
+                c.work_ms == 10.25);
+    assert_string_equal(c.phase, "forward");
+    assert_string_equal(c.waits_in, "vote");
+    for (int i = 0, n = cJSON_GetArraySize(v); i < n; i++) {
+        struct err e = ERR_INIT;
+        cJSON *w = cJSON_Duplicate(v, true);
+        char *key = xstrdup(cJSON_GetArrayItem(w, i)->string);
+        cJSON_ReplaceItemInObjectCaseSensitive(w, key, cJSON_CreateArray());
+        assert_int_equal(progress_beat_from_json(w, &c, &e), -1);
+        assert_non_null(strstr(e.msg, key));
+        free(key);
+        cJSON_Delete(w);
+    }
+    cJSON_Delete(v);
+    b.waits_in[0] = 0;
+    b.work_ms = NAN;
+    v = progress_beat_to_json(&b);
+    assert_true(cJSON_IsNull(json_find(v, "waits_in")) && cJSON_IsNull(json_find(v, "work_ms")));
+    assert_int_equal(progress_beat_from_json(v, &c, NULL), 0);
+    assert_true(c.waits_in[0] == 0 && isnan(c.work_ms));
+    cJSON_Delete(v);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_round_trip),
-        cmocka_unit_test(test_unknown_is_null),
-        cmocka_unit_test(test_bad_members),
-        cmocka_unit_test(test_attach),
+        cmocka_unit_test(test_round_trip),  cmocka_unit_test(test_unknown_is_null),
+        cmocka_unit_test(test_bad_members), cmocka_unit_test(test_attach),
+        cmocka_unit_test(test_hello),       cmocka_unit_test(test_beat),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
