@@ -1,7 +1,7 @@
-/* bench_rpc - a closed loop of requests over many connections, each with one request under way; and the time
- * from exec to the first answer. bench/rpc drives it.
+/* bench_rpc - a closed loop of requests over many connections, each with DEPTH requests under way (1); and
+ * the time from exec to the first answer. bench/rpc drives it.
  *
- *   bench_rpc loop ADDRESS rpc|redis CLIENTS SECONDS COUNT MAX REQUEST_FILE
+ *   bench_rpc loop ADDRESS rpc|redis CLIENTS[xDEPTH] SECONDS COUNT MAX REQUEST_FILE
  *   bench_rpc ready ADDRESS rpc|redis REQUEST_FILE PROGRAM [ARGUMENT]...
  *
  * loop ends after SECONDS or COUNT answers, whatever is first (0: no such bound). REQUEST_FILE holds the
@@ -32,8 +32,9 @@ enum { MARK_LEN = 10, MAX_ANSWER = 8 << 20, READ_BYTES = 65536, MAX_EVENTS = 256
 struct client {
     int fd;
     struct buf in;
-    size_t scanned; /* bytes of `in` that hold no newline */
-    int64_t sent_ns;
+    size_t scanned;   /* bytes of `in` that hold no newline */
+    int64_t *sent_ns; /* a ring of l->depth moments: answers to requests of one kind come in order */
+    int64_t n_sent, n_taken;
 };
 
 struct load {
@@ -43,6 +44,7 @@ struct load {
     size_t len;
     char *mark;       /* the ten '@' in request, or NULL */
     int64_t max, seq; /* numbers: drawn up to max, or counted */
+    int64_t depth;    /* requests under way on a connection */
     uint64_t random;
     int64_t n_done, n_asked, n_errors, bytes, limit;
     struct sample times;
@@ -69,7 +71,7 @@ static void ask(struct load *l, struct client *c)
         snprintf(digits, sizeof digits, "%10lld", (long long)(l->max ? draw(l) : ++l->seq));
         memcpy(l->mark, digits, MARK_LEN);
     }
-    c->sent_ns = clock_mono_ns();
+    c->sent_ns[c->n_sent++ % l->depth] = clock_mono_ns();
     for (size_t at = 0; at < l->len;) {
         ssize_t n = send(c->fd, l->request + at, l->len - at, MSG_NOSIGNAL);
         if (n < 0)
@@ -102,23 +104,25 @@ static bool is_error(const struct load *l, const char *answer, size_t len)
     return memmem(answer, len, "\"error\":{", 9) && !memmem(answer, len < 40 ? len : 40, "\"result\":", 9);
 }
 
-static void take(struct load *l, struct client *c, int64_t now)
+static bool take(struct load *l, struct client *c, int64_t now)
 {
     size_t n = whole(l, c);
 
     if (!n)
-        return;
+        return false;
+    int64_t sent_ns = c->sent_ns[c->n_taken++ % l->depth];
     if (is_error(l, c->in.data, n)) {
         if (!l->n_errors++)
             snprintf(l->first_error, sizeof l->first_error, "%.*s", (int)(n < 190 ? n : 190), c->in.data);
     } else {
         l->n_done++;
-        sample_add(&l->times, now - c->sent_ns);
+        sample_add(&l->times, now - sent_ns);
     }
     l->bytes += (int64_t)n;
     buf_consume(&c->in, n);
     c->scanned = 0;
     ask(l, c);
+    return true;
 }
 
 static void receive(struct load *l, struct client *c)
@@ -132,7 +136,8 @@ static void receive(struct load *l, struct client *c)
         load_die("%s: %s", l->address, n ? strerror(errno) : "the server hung up");
     int64_t now = clock_mono_ns();
     buf_commit(&c->in, (size_t)n);
-    take(l, c, now);
+    while (take(l, c, now))
+        ;
 }
 
 static void read_request(struct load *l, const char *path)
@@ -151,6 +156,7 @@ static struct client *connect_all(const struct load *l, int n, int ep)
     for (int i = 0; i < n; i++) {
         struct epoll_event ev = {.events = EPOLLIN, .data.ptr = &clients[i]};
         buf_init(&clients[i].in, MAX_ANSWER);
+        clients[i].sent_ns = xcalloc((size_t)l->depth, sizeof(int64_t));
         clients[i].fd = load_connect(l->address);
         if (clients[i].fd < 0)
             load_die("%s: connecting client %d: %s", l->address, i, strerror(errno));
@@ -178,16 +184,21 @@ static int loop(char **arg)
                      .redis = strcmp(arg[1], "redis") == 0,
                      .limit = atoll(arg[4]),
                      .max = atoll(arg[5]),
+                     .depth = 1,
                      .random = 88172645463325252u};
     int n = atoi(arg[2]), ep = epoll_create1(EPOLL_CLOEXEC);
     struct epoll_event events[MAX_EVENTS];
 
+    if (strchr(arg[2], 'x'))
+        l.depth = atoll(strchr(arg[2], 'x') + 1);
+    if (n < 1 || l.depth < 1)
+        load_die("CLIENTS[xDEPTH]: '%s' found, whole numbers from 1 are accepted", arg[2]);
     read_request(&l, arg[6]);
     struct client *clients = connect_all(&l, n, ep);
     int64_t from = clock_mono_ns(), now = from;
     double limit_s = atof(arg[3]);
-    for (int i = 0; i < n; i++)
-        ask(&l, &clients[i]);
+    for (int64_t i = 0; i < n * l.depth; i++)
+        ask(&l, &clients[i % n]);
     while ((!limit_s || (double)(now - from) / 1e9 < limit_s) &&
            (!l.limit || l.n_done + l.n_errors < l.limit)) {
         int got = epoll_wait(ep, events, MAX_EVENTS, 1000);
@@ -198,6 +209,7 @@ static int loop(char **arg)
     print(&l, (double)(now - from) / 1e9);
     for (int i = 0; i < n; i++) {
         close(clients[i].fd);
+        free(clients[i].sent_ns);
         buf_free(&clients[i].in);
     }
     free(clients);
@@ -211,7 +223,8 @@ static int loop(char **arg)
 static void first_answer(struct load *l)
 {
     int64_t give_up = clock_mono_ns() + (int64_t)READY_LIMIT_S * 1000000000;
-    struct client c = {.fd = -1};
+    int64_t sent_ns;
+    struct client c = {.fd = -1, .sent_ns = &sent_ns};
 
     buf_init(&c.in, MAX_ANSWER);
     while ((c.fd = load_connect(l->address)) < 0) {
@@ -232,7 +245,8 @@ static void first_answer(struct load *l)
 
 static int ready(char **arg)
 {
-    struct load l = {.address = arg[0], .redis = strcmp(arg[1], "redis") == 0, .max = 1, .random = 1};
+    struct load l = {
+        .address = arg[0], .redis = strcmp(arg[1], "redis") == 0, .max = 1, .depth = 1, .random = 1};
     int status;
 
     read_request(&l, arg[2]);
@@ -262,7 +276,7 @@ int main(int argc, char **argv)
     if (argc >= 6 && strcmp(argv[1], "ready") == 0)
         return ready(argv + 2);
     fprintf(stderr,
-            "usage: %s loop ADDRESS rpc|redis CLIENTS SECONDS COUNT MAX REQUEST_FILE\n"
+            "usage: %s loop ADDRESS rpc|redis CLIENTS[xDEPTH] SECONDS COUNT MAX REQUEST_FILE\n"
             "       %s ready ADDRESS rpc|redis REQUEST_FILE PROGRAM [ARGUMENT]...\n",
             argv[0], argv[0]);
     return 2;
