@@ -132,19 +132,21 @@ int64_t beats_next_slow(struct beats *b)
     return -1;
 }
 
-bool beats_say_slow(const struct beats *b, char *out, unsigned long size)
+int64_t beats_slowest(const struct beats *b)
 {
     int64_t worst = -1;
 
     for (int64_t i = 0; i < b->n; i++)
         if (b->rows[i].state == BEAT_SLOW && (worst < 0 || b->rows[i].ratio > b->rows[worst].ratio))
             worst = i;
-    if (worst < 0)
-        return false;
+    return worst;
+}
+
+void beats_say_slow(const struct beats *b, int64_t rank, char *out, unsigned long size)
+{
     snprintf(out, size,
              "rank %lld on %s is slow: its own work in a step takes %.1f ms, %.1f times the median",
-             (long long)worst, b->ranks[worst].host, b->rows[worst].at.work_ms, b->rows[worst].ratio);
-    return true;
+             (long long)rank, b->ranks[rank].host, b->rows[rank].at.work_ms, b->rows[rank].ratio);
 }
 
 /* --- for clients --- */

@@ -141,9 +141,10 @@ static void tell_slow(struct run *r)
 {
     char text[200];
 
-    while (beats_next_slow(r->beats) >= 0)
-        if (beats_say_slow(r->beats, text, sizeof text))
-            log_warn(&r->daemon->log, "job %lld: %s", (long long)r->job, text);
+    for (int64_t rank; (rank = beats_next_slow(r->beats)) >= 0;) {
+        beats_say_slow(r->beats, rank, text, sizeof text);
+        log_warn(&r->daemon->log, "job %lld: %s", (long long)r->job, text);
+    }
 }
 
 static void on_tick(uv_timer_t *t)
