@@ -187,6 +187,9 @@ def test_only_the_job_s_user_comes_in_by_the_socket_for_workers(daemon):
             with pytest.raises(RpcError) as caught:
                 roots.call("worker.attach", **who)
             assert caught.value.code == 1004 and "is not running here with this token" in caught.value.message
+            with pytest.raises(RpcError) as caught:
+                roots.call("worker.hello", job=job, attempt=1, token=who["token"], rank=0, pid=1, host="h")
+            assert caught.value.code == 1004 and "has no rank 0 here with this token" in caught.value.message
         out = subprocess.run(["setpriv", "--reuid", str(NOBODY), "--regid", str(NOBODY), "--clear-groups",
                               "/usr/bin/python3", "-c", ATTACH, str(daemon.state / "workers.sock"), json.dumps(who)],
                              capture_output=True, text=True, timeout=60)
