@@ -41,7 +41,7 @@ VENDOR_FILES = {
     "cudnn": {"worker/backend/cuda/cuda_dnn_plan.h"},
     "dnnl": {"worker/backend/cpu/dn.c"},
     "nccl.h": {"worker/comm/comm_nccl.c"},
-    "openssl": {"proto/tls.c"},
+    "openssl": {"proto/tls.c", "worker/comm/tcp_proof.c"},
     "mpi.h": {"worker/comm/comm_mpi.c", "worker/main.c"},
     "netinet/": {"proto/client.c", "worker/comm/tcp_"},
     "sqlite3.h": {"daemon/store"},

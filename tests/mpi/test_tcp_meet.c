@@ -218,7 +218,7 @@ static void give_up_welcomed(const struct tcp_invitation *inv)
     struct tcp_challenge c;
     struct tcp_welcome w;
     struct tcp_answer a;
-    uint8_t proof[SIPHASH_BYTES];
+    uint8_t proof[TCP_PROOF_BYTES];
     const int fd = connect_raw(inv);
 
     memset(&a, 0, sizeof a);
@@ -255,7 +255,7 @@ static void test_intruder(void **state)
     fd = connect_raw(&inv);
     assert_int_equal(send(fd, junk, sizeof junk, MSG_NOSIGNAL), sizeof junk);
     assert_hung_up(fd);
-    for (int bit = 0; bit < 8 * SIPHASH_KEY_BYTES; bit += 37) {
+    for (int bit = 0; bit < 8 * TCP_SECRET_BYTES; bit += 37) {
         wrong = inv;
         wrong.secret[bit / 8] ^= (uint8_t)(1 << bit % 8);
         refuse_knock(&wrong, 1);

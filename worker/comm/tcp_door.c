@@ -192,7 +192,7 @@ static int open_to(struct door *d, struct err *e)
 
 static bool is_rank(const struct door *d, const struct guest *g)
 {
-    uint8_t proof[SIPHASH_BYTES];
+    uint8_t proof[TCP_PROOF_BYTES];
 
     tcp_prove(d->inv->secret, TCP_ROLE_OTHER, &g->challenge, &g->answer, proof);
     return memcmp(g->answer.magic, TCP_MAGIC, sizeof g->answer.magic) == 0 && g->answer.rank > 0 &&

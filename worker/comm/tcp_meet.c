@@ -121,7 +121,7 @@ static int introduce(int fd, const struct tcp_invitation *inv, int rank, int64_t
     struct tcp_answer a;
     struct tcp_welcome w;
     struct tcp_here here = {TCP_MAGIC};
-    uint8_t proof[SIPHASH_BYTES];
+    uint8_t proof[TCP_PROOF_BYTES];
 
     memset(&a, 0, sizeof a);
     memcpy(a.magic, TCP_MAGIC, sizeof a.magic);

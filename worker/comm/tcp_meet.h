@@ -3,7 +3,7 @@
  * Rank 0 tells through a rendezvous (rendezvous.h) where it listens (host name, every address of the host
  * that others could reach, port) and a secret that it has drawn. A connection becomes a rank's only when both
  * ends have shown that they know the secret, without telling it: each hashes what the other has drawn for
- * this connection (siphash.h). Anything else that connects is hung up on, and a rank that reached something
+ * this connection (tcp_proof.h). Anything else that connects is hung up on, and a rank that reached something
  * else than rank 0 (every host has its 172.17.0.1, say) tries the next address.
  *
  *   rank 0 → rank r   challenge: a number drawn for this connection
@@ -16,10 +16,9 @@
 
 #include <stdint.h>
 #include "worker/comm/rendezvous.h"
-#include "worker/comm/siphash.h"
 #include "worker/comm/tcp_link.h"
 
-enum { TCP_MAX_ADDRESSES = 16 };
+enum { TCP_MAX_ADDRESSES = 16, TCP_SECRET_BYTES = 16 };
 
 struct tcp_address {
     uint8_t is_v6, bytes[16]; /* network order; 4 of them for IPv4 */
@@ -30,7 +29,7 @@ struct tcp_invitation {
     int32_t ok; /* 0: rank 0 cannot listen, and why */
     char why[256];
     char host[TCP_HOST_BYTES];
-    uint8_t secret[SIPHASH_KEY_BYTES];
+    uint8_t secret[TCP_SECRET_BYTES];
     uint16_t port, n_addresses;
     struct tcp_address addresses[TCP_MAX_ADDRESSES];
 };

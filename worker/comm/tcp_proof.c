@@ -3,12 +3,14 @@
 
 #include <netinet/in.h>
 #include <netinet/tcp.h>
+#include <openssl/crypto.h>
+#include <openssl/hmac.h>
 #include <string.h>
 #include <sys/random.h>
 #include <sys/socket.h>
 
-void tcp_prove(const uint8_t secret[SIPHASH_KEY_BYTES], enum tcp_role role, const struct tcp_challenge *c,
-               const struct tcp_answer *a, uint8_t proof[SIPHASH_BYTES])
+void tcp_prove(const uint8_t secret[TCP_SECRET_BYTES], enum tcp_role role, const struct tcp_challenge *c,
+               const struct tcp_answer *a, uint8_t proof[TCP_PROOF_BYTES])
 {
     struct {
         struct tcp_challenge challenge;
@@ -16,22 +18,20 @@ void tcp_prove(const uint8_t secret[SIPHASH_KEY_BYTES], enum tcp_role role, cons
         int32_t role;
     } all;
 
-    _Static_assert(sizeof all == sizeof *c + sizeof *a + 4 && sizeof *a == 108, "no holes");
+    _Static_assert(sizeof all == sizeof *c + sizeof *a + 4 && sizeof *a == 124, "no holes");
     memset(&all, 0, sizeof all);
     all.challenge = *c;
     all.answer = *a;
     memset(all.answer.proof, 0, sizeof all.answer.proof);
     all.role = (int32_t)role;
-    siphash128(secret, &all, sizeof all, proof);
+    unsigned n = 0;
+    ASSERT(HMAC(EVP_sha256(), secret, TCP_SECRET_BYTES, (const unsigned char *)&all, sizeof all, proof, &n) &&
+           n == TCP_PROOF_BYTES);
 }
 
-bool tcp_same_proof(const uint8_t a[SIPHASH_BYTES], const uint8_t b[SIPHASH_BYTES])
+bool tcp_same_proof(const uint8_t a[TCP_PROOF_BYTES], const uint8_t b[TCP_PROOF_BYTES])
 {
-    unsigned differ = 0;
-
-    for (int i = 0; i < SIPHASH_BYTES; i++)
-        differ |= (unsigned)(a[i] ^ b[i]);
-    return differ == 0;
+    return CRYPTO_memcmp(a, b, TCP_PROOF_BYTES) == 0;
 }
 
 int tcp_draw(uint8_t *out, size_t n, struct err *e)

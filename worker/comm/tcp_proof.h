@@ -5,10 +5,10 @@
 
 #include <stdbool.h>
 #include <stdint.h>
-#include "worker/comm/siphash.h"
 #include "worker/comm/tcp_link.h"
+#include "worker/comm/tcp_meet.h"
 
-enum { TCP_DRAWN_BYTES = 16 };
+enum { TCP_DRAWN_BYTES = 16, TCP_PROOF_BYTES = 32 };
 
 #define TCP_MAGIC "bftcp-1"
 
@@ -23,11 +23,11 @@ struct tcp_answer {
     char host[TCP_HOST_BYTES];
     int32_t rank;
     uint8_t drawn[TCP_DRAWN_BYTES];
-    uint8_t proof[SIPHASH_BYTES];
+    uint8_t proof[TCP_PROOF_BYTES];
 };
 
 struct tcp_welcome {
-    uint8_t proof[SIPHASH_BYTES];
+    uint8_t proof[TCP_PROOF_BYTES];
 };
 
 /* The last word of the rank that connects: from now on it makes no other try. */
@@ -35,15 +35,16 @@ struct tcp_here {
     char magic[8];
 };
 
-/* Each role's proof is over the whole exchange; the other's proof is none of one's own. */
+/* Each role's proof is over the whole exchange; the other's proof is none of one's own. It is HMAC-SHA256
+ * under the secret: who does not know that can neither make a proof nor learn from those that it sees. */
 enum tcp_role { TCP_ROLE_ROOT = 1, TCP_ROLE_OTHER };
 
 /* answer's own proof does not count. */
-void tcp_prove(const uint8_t secret[SIPHASH_KEY_BYTES], enum tcp_role role, const struct tcp_challenge *c,
-               const struct tcp_answer *a, uint8_t proof[SIPHASH_BYTES]);
+void tcp_prove(const uint8_t secret[TCP_SECRET_BYTES], enum tcp_role role, const struct tcp_challenge *c,
+               const struct tcp_answer *a, uint8_t proof[TCP_PROOF_BYTES]);
 
 /* Takes the same time wherever they differ. */
-bool tcp_same_proof(const uint8_t a[SIPHASH_BYTES], const uint8_t b[SIPHASH_BYTES]);
+bool tcp_same_proof(const uint8_t a[TCP_PROOF_BYTES], const uint8_t b[TCP_PROOF_BYTES]);
 
 /* Bytes that nobody can foretell, from the kernel. */
 int tcp_draw(uint8_t *out, size_t n, struct err *e);
