@@ -91,7 +91,7 @@ static void test_promises_are_kept(void **state)
     uint64_t seed = 5;
 
     (void)state;
-    for (int run = 0; run < 400; run++)
+    for (int run = 0; run < 4000; run++)
         promises(&w, &seed);
 }
 
