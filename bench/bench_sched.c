@@ -289,8 +289,13 @@ static int write_document(const cJSON *v, const char *path)
     FILE *f = fopen(path, "w");
     int bad = !text || !f;
 
+    for (const char *c = bad ? "" : text; *c; c++) /* two spaces, as in the other files of results */
+        if (*c == '\t')
+            fputs(c[-1] == ':' ? " " : "  ", f);
+        else
+            fputc(*c, f);
     if (!bad)
-        bad = fprintf(f, "%s\n", text) < 0;
+        bad = fputc('\n', f) == EOF;
     if (f && fclose(f))
         bad = 1;
     if (bad)

@@ -42,6 +42,7 @@ struct cli_options {
     int64_t since_step;     /* metrics; -1 = not given */
     bool plot;              /* metrics */
     bool cancel;            /* shutdown */
+    bool array;             /* cancel, pause, resume, requeue */
     char *reason;           /* node drain */
     char *state_dir;        /* run */
     char *ranks;            /* verify, estimate; "1,2,4" */

@@ -398,24 +398,79 @@ static int ask(struct cli *cli, const char *method, const char *key, struct err 
     return EXIT_DONE;
 }
 
+/* The first job of the array that the job is in; 0 when it is in none, with an error. */
+static int64_t array_of(struct cli *cli, int64_t id, struct err *e)
+{
+    cJSON *params = cJSON_CreateObject();
+    int64_t first = 0;
+
+    cJSON_AddNumberToObject(params, "id", (double)id);
+    cJSON *job = cli_call(cli, "job.get", params, e);
+    if (job && json_get_int(json_find(job, "array"), "/array", "id", 1, (int64_t)1 << 53, &first, NULL) < 0)
+        err_set(e, "job %lld is in no array", (long long)id);
+    cJSON_Delete(job);
+    return first;
+}
+
+static int ask_one(struct cli *cli, const char *method, int64_t id)
+{
+    struct err e = ERR_INIT;
+    cJSON *params = cJSON_CreateObject();
+
+    cJSON_AddNumberToObject(params, "id", (double)id);
+    cJSON *result = cli_call(cli, method, params, &e);
+    if (!result)
+        fprintf(stderr, "bfctl: %s\n", e.msg);
+    else if (cli->opts.json)
+        output_json(result);
+    else
+        printf("%lld %s\n", (long long)id,
+               cJSON_IsTrue(json_find(result, "cancelling")) ? "cancelling" : text_of(result, "state"));
+    cJSON_Delete(result);
+    return result ? EXIT_DONE : EXIT_JOB_FAILED;
+}
+
+/* The request for every job of the array, a line each; one that cannot be done is told and does not stop the
+ * rest. The last comes first, so that none starts in place of one before it that is stopped. */
+static int ask_array(struct cli *cli, const char *method, struct err *e)
+{
+    struct err ignored = ERR_INIT;
+    int64_t id = 0, first, last;
+    int rc = EXIT_DONE;
+
+    if (cli_job_id(cli, 0, &id, e) < 0 || !(first = array_of(cli, id, e)))
+        return -1;
+    for (last = id; array_of(cli, last + 1, &ignored) == first;)
+        last++;
+    for (id = last; id >= first; id--)
+        if (ask_one(cli, method, id) != EXIT_DONE)
+            rc = EXIT_JOB_FAILED;
+    return rc;
+}
+
+static int steer(struct cli *cli, const char *method, struct err *e)
+{
+    return cli->opts.array ? ask_array(cli, method, e) : ask(cli, method, "state", e);
+}
+
 static int cmd_cancel(struct cli *cli, struct err *e)
 {
-    return ask(cli, "job.cancel", "state", e);
+    return steer(cli, "job.cancel", e);
 }
 
 static int cmd_pause(struct cli *cli, struct err *e)
 {
-    return ask(cli, "job.pause", "state", e);
+    return steer(cli, "job.pause", e);
 }
 
 static int cmd_resume(struct cli *cli, struct err *e)
 {
-    return ask(cli, "job.resume", "state", e);
+    return steer(cli, "job.resume", e);
 }
 
 static int cmd_requeue(struct cli *cli, struct err *e)
 {
-    return ask(cli, "job.requeue", "state", e);
+    return steer(cli, "job.requeue", e);
 }
 
 static int cmd_checkpoint(struct cli *cli, struct err *e)
@@ -435,6 +490,10 @@ static const struct conf_option submit_rows[] = {
     {"watch", 0, CONF_FLAG, OPT(watch), NULL, NULL, 0, 0, "then watch it; the exit status becomes the job's"},
     {"idempotency-key", 0, CONF_STR, OPT(idempotency_key), "KEY", NULL, 0, 0,
      "submitting again with the same key gives the same job"},
+};
+
+static const struct conf_option steer_rows[] = {
+    {"array", 0, CONF_FLAG, OPT(array), NULL, NULL, 0, 0, "every job of the array that it is in"},
 };
 
 static const struct conf_option list_rows[] = {
@@ -463,11 +522,11 @@ const struct cli_command cmd_job_commands[] = {
      "restart of\n"
      "the coordinator. Interrupting leaves the job alone. With --json one event a line.",
      cmd_watch},
-    {"cancel", "ID", 1, 1, NULL, 0, "stop a job", NULL, cmd_cancel},
-    {"pause", "ID", 1, 1, NULL, 0, "have a job give its slots back and wait until it is resumed",
+    {"cancel", "ID", 1, 1, steer_rows, 1, "stop a job", NULL, cmd_cancel},
+    {"pause", "ID", 1, 1, steer_rows, 1, "have a job give its slots back and wait until it is resumed",
      "A running job writes a checkpoint first and goes on from there when it is resumed.", cmd_pause},
-    {"resume", "ID", 1, 1, NULL, 0, "put a paused job back into the queue", NULL, cmd_resume},
-    {"requeue", "ID", 1, 1, NULL, 0, "have a job wait in the queue again, running, failed or cancelled",
+    {"resume", "ID", 1, 1, steer_rows, 1, "put a paused job back into the queue", NULL, cmd_resume},
+    {"requeue", "ID", 1, 1, steer_rows, 1, "have a job wait in the queue again, running, failed or cancelled",
      "It goes on from its newest checkpoint. A job that has ended has all its restarts again.", cmd_requeue},
     {"checkpoint", "ID", 1, 1, NULL, 0, "have a running job write a checkpoint now", NULL, cmd_checkpoint},
     {"explain", "ID", 1, 1, NULL, 0, "one sentence: why the job is where it is", NULL, cmd_explain},

@@ -47,6 +47,7 @@ static void find_states(struct beat_row *rows, int64_t n, const struct beat_limi
     for (int64_t i = 0; i < n; i++) {
         struct beat_row *r = &rows[i];
         r->ratio = NAN;
+        r->over = false;
         r->state = !r->known                            ? BEAT_ABSENT
                    : has_left(r)                        ? BEAT_LEFT
                    : !is_silent(r, l)                   ? BEAT_OK
@@ -89,7 +90,8 @@ static void find_slow(struct beat_row *rows, int64_t n, double *scratch)
         if (!is_measured(r))
             continue;
         r->ratio = r->at.work_ms / middle;
-        if (r->state == BEAT_OK && r->ratio > slow_ratio && r->at.work_ms - middle >= slow_least_ms)
+        r->over = r->ratio > slow_ratio && r->at.work_ms - middle >= slow_least_ms;
+        if (r->state == BEAT_OK && r->over && r->over_ms >= BEAT_SLOW_FOR_MS)
             r->state = BEAT_SLOW;
     }
 }

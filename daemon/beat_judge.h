@@ -5,15 +5,14 @@
  * run in which any rank still moves is never ended, whatever the others do not say; and who holds the others
  * up is the rank that does not wait in a collective while they do.
  *
- *   silent    no beat for half of lost_ms, at most 3 s
- *   stopped   silent, and its process is stopped by a signal      → the run ends after lost_ms
- *   lost      silent, and its process is gone; or it is on another machine and others beat
- *                                                                 → the run ends after lost_ms
- *   stalled   nobody moves; this is the one that is waited for    → the run ends after stall_ms, or 20 times
- * a step if that is longer, times what its phase is allowed (start, evaluate, checkpoint and finish 4, data
- * 2); it is shown as stalled from half of that on slow      its work in a step, which is what it does not
- * wait for others, takes over 1.5 times the ranks' median                                       → reported,
- * never ended
+ * - silent: no beat for half of lost_ms, at most 3 s.
+ * - stopped: silent, and its process is stopped by a signal. After lost_ms the run ends.
+ * - lost: silent, and its process is gone; or it is on another machine, and others beat. Likewise.
+ * - stalled: nobody moves, and this is the one that is waited for. The run ends after stall_ms, or 20 times a
+ *   step if that is longer, times what its phase is allowed (4 in start, evaluate, checkpoint and finish,
+ *   2 in data). It is shown as stalled from half of that on.
+ * - slow: its work in a step, which is what it does not wait for others, takes over 1.5 times the ranks'
+ *   median, for BEAT_SLOW_FOR_MS on end. Reported, never ended.
  *
  * A local process that lives, is not stopped and says nothing has lost its link, not its life: only a run
  * that stalls as a whole is ended for it.
@@ -44,9 +43,13 @@ struct beat_row {
     int64_t moved_ms; /* since its step or its count of collectives changed */
     struct progress_beat at;
     enum beat_process process;
-    enum beat_state state; /* what is found; so is the next */
+    int64_t over_ms;       /* how long its ratio has been over the limit on end */
+    enum beat_state state; /* what is found; so are the next two */
+    bool over;             /* its ratio is over the limit */
     double ratio;          /* its work to the median; NaN: not known */
 };
+
+enum { BEAT_SLOW_FOR_MS = 5000 };
 
 struct beat_limits {
     int64_t lost_ms, stall_ms;

@@ -9,8 +9,10 @@
 #include <string.h>
 
 struct rank_beat {
-    uint64_t conn_id;                /* 0: it has not said hello */
-    int64_t pid, heard_ms, moved_ms; /* in time of this process; see beats.h */
+    uint64_t conn_id; /* 0: it has not said hello */
+    int64_t pid;
+    int64_t heard_ms, moved_ms; /* in time of this process; see beats.h */
+    int64_t over_ms;            /* likewise: since when its ratio is over the limit */
     char host[64];
     struct job_process process; /* pid 0: not known, or elsewhere */
     bool told_slow;
@@ -101,9 +103,13 @@ void beats_tick(struct beats *b, int64_t now_ms, const struct beat_limits *limit
         struct beat_row *row = &b->rows[i];
         row->age_ms = row->known ? b->awake_ms - b->ranks[i].heard_ms : 0;
         row->moved_ms = row->known ? b->awake_ms - b->ranks[i].moved_ms : 0;
+        row->over_ms = row->over ? b->awake_ms - b->ranks[i].over_ms : 0;
         row->process = look_at_process(&b->ranks[i], row);
     }
     beat_judge(b->rows, b->n, limits, out);
+    for (int64_t i = 0; i < b->n; i++)
+        if (!b->rows[i].over)
+            b->ranks[i].over_ms = b->awake_ms;
 }
 
 void beats_say(const struct beats *b, const struct beat_verdict *v, char *out, unsigned long size)
@@ -126,19 +132,21 @@ int64_t beats_next_slow(struct beats *b)
     return -1;
 }
 
-bool beats_say_slow(const struct beats *b, char *out, unsigned long size)
+int64_t beats_slowest(const struct beats *b)
 {
     int64_t worst = -1;
 
     for (int64_t i = 0; i < b->n; i++)
         if (b->rows[i].state == BEAT_SLOW && (worst < 0 || b->rows[i].ratio > b->rows[worst].ratio))
             worst = i;
-    if (worst < 0)
-        return false;
+    return worst;
+}
+
+void beats_say_slow(const struct beats *b, int64_t rank, char *out, unsigned long size)
+{
     snprintf(out, size,
              "rank %lld on %s is slow: its own work in a step takes %.1f ms, %.1f times the median",
-             (long long)worst, b->ranks[worst].host, b->rows[worst].at.work_ms, b->rows[worst].ratio);
-    return true;
+             (long long)rank, b->ranks[rank].host, b->rows[rank].at.work_ms, b->rows[rank].ratio);
 }
 
 /* --- for clients --- */

@@ -39,8 +39,11 @@ void beats_say(const struct beats *b, const struct beat_verdict *v, char *out, u
 /* The next rank that has become slow since it was last asked about; -1: none. Each rank is told of once. */
 int64_t beats_next_slow(struct beats *b);
 
-/* "rank 3 on node2 takes 1.8 times the median": the worst of those that are slow. False when none is. */
-bool beats_say_slow(const struct beats *b, char *out, unsigned long size);
+/* The worst of those that are slow now; -1: none. */
+int64_t beats_slowest(const struct beats *b);
+
+/* "rank 3 on node2 is slow: its own work in a step takes 36.0 ms, 1.8 times the median" */
+void beats_say_slow(const struct beats *b, int64_t rank, char *out, unsigned long size);
 
 /* [{rank, host, pid, state, step, phase, waits_in, age_s, step_ms, work_ms, ratio}] in the order of ranks; of
  * more than BEATS_MAX_ROWS ranks the odd ones and the slowest, those first. Empty when no rank ever beat. */

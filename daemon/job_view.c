@@ -214,8 +214,10 @@ static void explain_active(const struct daemon *d, const struct job *job, char *
                  (long long)p->step, (long long)p->n_steps);
     if (n > 0 && (size_t)n < size && isfinite(p->eta_s))
         n += snprintf(out + n, size - (size_t)n, ", about %.0f s left", p->eta_s);
-    if (beats && n > 0 && (size_t)n < size && beats_say_slow(beats, slow, sizeof slow))
+    if (beats && beats_slowest(beats) >= 0 && n > 0 && (size_t)n < size) {
+        beats_say_slow(beats, beats_slowest(beats), slow, sizeof slow);
         snprintf(out + n, size - (size_t)n, "; %s", slow);
+    }
 }
 
 void job_view_explain(const struct daemon *d, const struct job *job, char *out, size_t size)

@@ -141,9 +141,10 @@ static void tell_slow(struct run *r)
 {
     char text[200];
 
-    while (beats_next_slow(r->beats) >= 0)
-        if (beats_say_slow(r->beats, text, sizeof text))
-            log_warn(&r->daemon->log, "job %lld: %s", (long long)r->job, text);
+    for (int64_t rank; (rank = beats_next_slow(r->beats)) >= 0;) {
+        beats_say_slow(r->beats, rank, text, sizeof text);
+        log_warn(&r->daemon->log, "job %lld: %s", (long long)r->job, text);
+    }
 }
 
 static void on_tick(uv_timer_t *t)
@@ -299,15 +300,20 @@ static void launcher_attached(void *ctx, int64_t job, int64_t attempt, const cha
         tell_attached(r, host);
 }
 
+/* Does who says that he is of this job prove it? On the socket that everybody can reach the kernel says,
+ * besides, whose process it is. */
+static bool is_of(const struct conn *c, const struct job *job, const char *token)
+{
+    return job && worker_token_equal(job->token, token) && (c->kind != CONN_GUEST || c->peer_uid == job->uid);
+}
+
 int actions_attach(struct actions *a, struct conn *c, const struct progress_attach *at, struct err *e)
 {
     struct run *r = reporter(a, at->job, at->attempt);
     const struct job *job = jobs_find(&a->daemon->jobs, at->job);
 
-    /* On the socket that everybody can reach the kernel still says whose process it is. */
-    bool is_strange = job && c->kind == CONN_GUEST && c->peer_uid != job->uid;
     /* One message for every way of being wrong: a guesser learns nothing. */
-    if (!r || !job || is_strange || !worker_token_equal(job->token, at->token))
+    if (!r || !is_of(c, job, at->token))
         return err_set(e, "job %lld attempt %lld is not running here with this token", (long long)at->job,
                        (long long)at->attempt);
     struct conn *old = r->link_id && r->link_id != c->id ? server_conn(a->daemon->server, r->link_id) : NULL;
@@ -347,7 +353,7 @@ int actions_hello(struct actions *a, struct conn *c, const struct progress_hello
     struct job_process process;
     int64_t old = -1;
 
-    if (r && job && worker_token_equal(job->token, h->token))
+    if (r && is_of(c, job, h->token))
         old = beats_hello(r->beats, h, c->id, identify(a->daemon, c, h, &process) ? &process : NULL);
     if (old < 0)
         return err_set(e, "job %lld attempt %lld has no rank %lld here with this token", (long long)h->job,

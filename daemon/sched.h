@@ -72,22 +72,30 @@ struct sched_running {
 
 /* All durations in ms. sched_settings_init() gives what is in brackets. */
 struct sched_settings {
-    int32_t
-        max_reservations;    /* [256] so many waiting jobs get a reservation. Those behind may start at once
-                              * where that moves none of them, and have no estimate (Slurm: bf_max_job_test) */
-    int64_t default_run_ms;  /* [1 h] how long a reservation lasts when the run time is unknown */
-    int64_t age_share_ms;    /* [12 h] who has waited so long goes before all whom only fair share puts before
-                              * it; 0: never */
-    int64_t age_priority_ms; /* [24 h] each full period of it (of the clock) that a job has waited through
-                              * counts as one point of priority in the order, not for preemption; 0: never */
-    bool preempt;            /* [true] jobs may be asked to yield for jobs of higher priority */
-    bool resize;             /* [true] running elastic jobs may be asked to yield to be resized */
-    int64_t grace_ms;        /* [5 min] nobody yields for another before it has run so long */
-    int64_t restart_ms;      /* [1 min] what a yield costs: from the request until the slots are free. Nobody
-                              * yields for a job that would start sooner anyway */
-    int32_t max_yield_tries; /* [8] for so many waiting jobs per plan it is tried in vain whether others could
-                              * yield; each try costs about as much as a plan */
-    int64_t grow_ms;         /* [10 min] nobody is grown before it has run so long unchanged */
+    /* [256] So many waiting jobs get a reservation. Those behind may start at once where that moves none of
+     * them, and have no estimate (Slurm: bf_max_job_test). */
+    int32_t max_reservations;
+    /* [1 h] How long a reservation lasts when the run time is unknown. */
+    int64_t default_run_ms;
+    /* [12 h] Who has waited so long goes before all whom only fair share puts before it. 0: never. */
+    int64_t age_share_ms;
+    /* [24 h] Each full period of it (of the clock) that a job has waited through counts as one point of
+     * priority in the order, not for preemption. 0: never. */
+    int64_t age_priority_ms;
+    /* [true] Jobs may be asked to yield for jobs of higher priority. */
+    bool preempt;
+    /* [true] Running elastic jobs may be asked to yield in order to be resized. */
+    bool resize;
+    /* [5 min] Nobody yields for another before it has run so long. */
+    int64_t grace_ms;
+    /* [1 min] What a yield costs: from the request until the slots are free. Nobody yields for a job that
+     * would start sooner anyway. */
+    int64_t restart_ms;
+    /* [10 min] Nobody is grown before it has run so long unchanged. */
+    int64_t grow_ms;
+    /* [8] For so many waiting jobs per plan it is tried in vain whether others could yield. A try costs about
+     * as much as a plan. */
+    int32_t max_yield_tries;
 };
 
 struct sched_plan;
@@ -103,8 +111,9 @@ struct sched_input {
     const struct sched_running *running;
     size_t n_running;
     const struct sched_settings *settings; /* NULL: the defaults */
-    const struct sched_plan *last; /* the plan before this one, or NULL. Reservations keep their nodes while
-                                    * they can; without that a job that started since might shift them */
+    /* The plan before this one, for the same nodes, or NULL. Reservations keep their nodes while they can;
+     * without that a job that has started since might shift them. */
+    const struct sched_plan *last;
 };
 
 /* --- decisions --- */
@@ -140,14 +149,16 @@ enum sched_reason {
 struct sched_verdict {
     int64_t job;
     enum sched_reason reason;
-    int64_t start_ms;    /* estimate; now for a start; -1: unknown */
-    int64_t other_job;   /* the job that it waits for: who yields, whose reservation comes first, or at whose
-                          * end   it starts; 0: none */
+    int64_t start_ms; /* estimate; now for a start; -1: unknown */
+    /* The job that it waits for: who yields, whose reservation comes first, or at whose end it starts. 0:
+     * none */
+    int64_t other_job;
     bool other_runs;     /* that one runs now */
     bool other_measured; /* and its end is known from its own steps */
-    int32_t ranks;       /* it would start with so many, or starts; 0: it cannot */
-    int32_t node;        /* -1: none */
-    size_t n_before;     /* waiting jobs that come before it in order and do not start now */
+    int32_t ranks; /* with how many it starts; of its least, how many the usable nodes (SCHED_UNUSABLE) or all
+                    * nodes (SCHED_TOO_BIG) could hold */
+    int32_t node;  /* -1: none */
+    size_t n_before; /* jobs that come before it in order, could run and do not start now */
 };
 
 /* What a waiting job is promised, or one that yields and will wait. */

@@ -32,8 +32,8 @@ void sched_settings_init(struct sched_settings *s)
         .resize = true,
         .grace_ms = 300 * 1000,
         .restart_ms = 60 * 1000,
-        .max_yield_tries = 8,
         .grow_ms = 600 * 1000,
+        .max_yield_tries = 8,
     };
 }
 

@@ -218,7 +218,8 @@ static bool start_fewer(struct pass *p, const struct sched_job *job, const struc
 
     if (!r || (t < TIMELINE_FAR && g->run_ms < TIMELINE_FOREVER && now + fewer.run_ms >= t + g->run_ms))
         return false;
-    ASSERT(timeline_fit(p->tl, &fewer, now, true) == now);
+    int64_t at = timeline_fit(p->tl, &fewer, now, true);
+    ASSERT(at == now);
     o->pieces = pass_place(p, &fewer, &o->n_pieces);
     start(p, job, &fewer, who, o);
     return true;

@@ -4,8 +4,8 @@
  * that hold more than they must), or, where that is not enough, preempted (of strictly lower priority).
  * Whatever is found is tried before it is decided: a whole pass over the world in which those who yield have
  * yielded and wait. Only if the job starts in that pass, each job that is to be shrunk starts with just its
- * new size, and each job before it for which others yield already starts too, is anybody asked. So nobody
- * yields in vain, and what is decided is what will happen when nothing else comes in between.
+ * new size, and each job for which others yield already starts too, is anybody asked. So nobody yields in
+ * vain, and what is decided is what will happen when nothing else comes in between.
  */
 #include "common/err.h"
 #include "daemon/sched_impl.h"
@@ -293,8 +293,9 @@ static void grow(struct board *b, struct pass *base, struct holder *h)
         timeline_hold(base->tl, h->r->pieces, h->r->n_pieces, job->gpus_per_rank, now, end, 0, 1);
         return;
     }
+    int64_t at = timeline_fit(base->tl, &g, now, true);
     int32_t n;
-    ASSERT(timeline_fit(base->tl, &g, now, true) == now);
+    ASSERT(at == now);
     const struct sched_piece *pieces = pass_place(base, &g, &n);
     timeline_hold(base->tl, pieces, (size_t)n, job->gpus_per_rank, now,
                   g.run_ms >= TIMELINE_FOREVER ? TIMELINE_FAR : now + g.run_ms, 0, 1);

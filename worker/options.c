@@ -52,10 +52,11 @@ void options_free(struct options *o)
 
 void options_print_help(void)
 {
-    printf("batchformer-worker --job FILE --run-dir DIR [options] | --probe | --version\n"
-           "One rank of one training job. Alone it trains by itself; mpirun -n R starts R ranks that share "
-           "the work\n"
-           "and compute the same function.\n\n");
+    printf(
+        "batchformer-worker --job FILE --run-dir DIR [options] | --probe | --version\n"
+        "One rank of one training job. Alone it trains by itself; mpirun -n R (or srun -n R) starts R ranks "
+        "that\n"
+        "share the work and compute the same function.\n\n");
     fflush(stdout);
     conf_print_help(rows, N_ROWS, STDOUT_FILENO);
     printf("\n"

@@ -37,7 +37,6 @@ SchedulerType=sched/builtin
 MpiDefault=none
 MailProg=/bin/true
 ReturnToService=2
-KillWait=1
 SlurmdParameters=config_overrides
 NodeName={host} NodeAddr=127.0.0.1 CPUs=16 RealMemory=1 State=UNKNOWN
 PartitionName=test Nodes={host} Default=YES MaxTime=INFINITE State=UP

@@ -50,6 +50,27 @@ def test_bfctl_submits_a_sweep(daemon, tmp_path):
     assert out.returncode == 2 and "a sweep found" in out.stderr
 
 
+def test_bfctl_steers_a_whole_array(make_daemon):
+    daemon = make_daemon(behaviour="run_ms=600000", slots=1)
+    address = f"unix:{daemon.socket}"
+    with daemon.rpc() as rpc:
+        ids = rpc.call("job.submit", spec=spec(sweep={"seed": [1, 2, 3]}))["ids"]
+        alone = rpc.submit()
+        rpc.wait_state(ids[0], "running")
+        out = bfctl("--address", address, "pause", "--array", str(ids[1]))
+        assert out.returncode == 0
+        assert out.stdout.splitlines() == [f"{ids[2]} paused", f"{ids[1]} paused", f"{ids[0]} preempting"]
+        rpc.wait_state(ids[0], "paused")
+        rpc.wait_state(alone, "running")
+        out = bfctl("--address", address, "cancel", "--array", str(ids[0]))
+        assert out.returncode == 0 and out.stdout.splitlines() == [f"{job} cancelled" for job in ids[::-1]]
+        out = bfctl("--address", address, "cancel", "--array", str(ids[0]))
+        assert out.returncode == 1 and "has ended already" in out.stderr and out.stdout == ""
+        out = bfctl("--address", address, "cancel", "--array", str(alone))
+        assert out.returncode == 1 and f"job {alone} is in no array" in out.stderr
+        assert rpc.call("job.get", id=alone)["state"] == "running"
+
+
 def test_a_job_waits_for_those_before_it(make_daemon):
     daemon = make_daemon(behaviour="run_ms=60000", slots=4)
     with daemon.rpc() as rpc:

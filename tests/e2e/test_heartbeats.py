@@ -123,7 +123,7 @@ def test_a_killed_rank_is_named_by_its_signal(system):
 
 def test_a_looping_rank_is_hung(system):
     """Steps 1 to 49 are made; a checkpoint is there from step 40, so the second attempt never comes to its 50th."""
-    daemon = system(fault="train.step.1:loop@50", stall_s=3)
+    daemon = system(fault="train.step.1:loop@50", stall_s=6)
     with daemon.rpc() as rpc:
         number = rpc.submit(job(epochs=20, checkpoint__every_steps=40))
         state, (reason,) = restarts(rpc, number)
@@ -135,9 +135,9 @@ def test_a_looping_rank_is_hung(system):
 
 
 def test_a_slow_rank_is_reported_and_not_ended(system):
-    daemon = system(fault="train.step.1:nap@1", stall_s=5)
+    daemon = system(fault="train.step.1:nap@1", lost_ms=60000)
     with daemon.rpc() as rpc:
-        number = rpc.submit(job(epochs=60))
+        number = rpc.submit(job())
 
         def slow():
             rows = table(rpc, number)
@@ -146,8 +146,11 @@ def test_a_slow_rank_is_reported_and_not_ended(system):
         assert rows[0]["state"] == "ok" and rows[1]["ratio"] > 1.5 and rows[1]["work_ms"] >= 100
         assert rows[0]["ratio"] == 1
         assert "; rank 1 on " in rpc.call("job.explain", id=number)["text"]
-        record = rpc.wait_state(number, "succeeded", "failed", timeout=120)
-        assert (record["state"], record["attempts"]) == ("succeeded", 1), record["reason"]
+        beating(rpc, number, 2, rows[1]["step"] + 20)
+        record = rpc.call("job.get", id=number)
+        assert (record["state"], record["attempts"]) == ("running", 1), record["reason"]
+        rpc.call("job.cancel", id=number)
+        rpc.wait_state(number, "cancelled")
     assert daemon.log_text().count("rank 1 on ") == 1, "it is logged once"
 
 

@@ -187,6 +187,9 @@ def test_only_the_job_s_user_comes_in_by_the_socket_for_workers(daemon):
             with pytest.raises(RpcError) as caught:
                 roots.call("worker.attach", **who)
             assert caught.value.code == 1004 and "is not running here with this token" in caught.value.message
+            with pytest.raises(RpcError) as caught:
+                roots.call("worker.hello", job=job, attempt=1, token=who["token"], rank=0, pid=1, host="h")
+            assert caught.value.code == 1004 and "has no rank 0 here with this token" in caught.value.message
         out = subprocess.run(["setpriv", "--reuid", str(NOBODY), "--regid", str(NOBODY), "--clear-groups",
                               "/usr/bin/python3", "-c", ATTACH, str(daemon.state / "workers.sock"), json.dumps(who)],
                              capture_output=True, text=True, timeout=60)
@@ -288,9 +291,10 @@ def test_traps_in_a_run_directory(daemon, open_path):
         job = rpc.submit(spec(**LONG))
         running(rpc, job)
         run = daemon.run_dir(job)
-        as_nobody(f"cd {run}; mv log log.away; ln -s {daemon.run_dir(roots)}/log log; rm -f metrics.jsonl result.json;"
-                  f"ln -s {daemon.run_dir(roots)}/metrics.jsonl metrics.jsonl; ln -s {secret} result.json;"
-                  f"ln -s {secret} job.json.tmp.{daemon.process.pid}")
+        # By renaming: the worker would make a file anew that is missing for a moment.
+        as_nobody(f"cd {run}; mv log log.away; ln -s {daemon.run_dir(roots)}/log log;"
+                  f"ln -s {daemon.run_dir(roots)}/metrics.jsonl x; mv -T x metrics.jsonl; ln -s {secret} x;"
+                  f"mv -T x result.json; ln -s {secret} job.json.tmp.{daemon.process.pid}")
         assert rpc.call("job.logs", id=job)["lines"] == []
         with pytest.raises(RpcError) as caught:
             rpc.call("job.metrics", id=job)
@@ -298,6 +302,7 @@ def test_traps_in_a_run_directory(daemon, open_path):
         rpc.call("job.cancel", id=job)
         record = rpc.wait_state(job, "cancelled", "failed")
         assert "s3cret" not in str(record)
+        wait_until(lambda: family(daemon, job) == [], "nobody else works there")
         as_nobody(f"cd {run}; rm -f result.json metrics.jsonl log; mkdir log;"
                   "mkfifo result.json metrics.jsonl log/rank-0000.log")
         assert rpc.call("job.logs", id=job)["lines"] == []

@@ -112,20 +112,20 @@ def test_batch_script_and_mpirun_in_an_allocation(slurm, tmp_path, alone):
         assert result(tmp_path / name)["world_size"] == ranks
 
 
-def begin(slurm, folder, doc, ranks, name="run"):
+def begin(slurm, folder, doc, ranks, *options, name="run"):
     """A run that has made some steps; and its ranks' pids."""
-    p = slurm.popen(*srun(ranks), *command(write_job(folder, doc), folder / name))
+    p = slurm.popen(*srun(ranks, *options), *command(write_job(folder, doc), folder / name))
     where = folder / name
     wait_for(lambda: p.poll() is not None or len(metrics(where, "step")) > 3, "some steps")
     assert p.poll() is None, p.communicate()
     return where, p, [int(log(where, r).split("pid ")[1].split()[0]) for r in range(ranks)]
 
 
-@pytest.mark.parametrize("victim", [0, 1, 2])
-def test_killed_rank_is_named(slurm, tmp_path, victim):
+@pytest.mark.parametrize("victim, options", [(0, []), (1, []), (2, []), (1, ["--kill-on-bad-exit"])])
+def test_killed_rank_is_named(slurm, tmp_path, victim, options):
     """The others notice at once and say who it was; the step ends, and the run goes on from its checkpoint."""
     doc = spec(**{**ENDLESS, "checkpoint__every_steps": 2})
-    where, p, pids = begin(slurm, tmp_path, doc, 3)
+    where, p, pids = begin(slurm, tmp_path, doc, 3, *options)
     wait_for(lambda: checkpoints(where), "a checkpoint")
     os.kill(pids[victim], signal.SIGKILL)
     _, err = p.communicate(timeout=60)

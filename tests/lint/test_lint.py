@@ -43,6 +43,7 @@ VENDOR_FILES = {
     "nccl.h": {"worker/comm/comm_nccl.c"},
     "openssl": {"proto/tls.c"},
     "mpi.h": {"worker/comm/comm_mpi.c", "worker/main.c"},
+    "netinet/": {"proto/client.c", "worker/comm/tcp_"},
     "sqlite3.h": {"daemon/store"},
     "uv.h": {"daemon/"},
     "xxhash.h": {"common/hash.c"},

@@ -2,7 +2,7 @@
  * the tasks of a Slurm step that has no PMIx.
  *
  * A star: every rank has one connection, to rank 0, and whatever crosses ranks goes through it. That is right
- * where only votes, counts and hashes do (GPU jobs: features and gradients go over NCCL). It is correct and
+ * where only counts, hashes and outcomes do (GPU jobs: all else goes over NCCL). It is correct and
  * slow where everything does (CPU jobs): rank 0 takes in and gives out the bytes of all, R ranks times the
  * gradients of a step.
  *

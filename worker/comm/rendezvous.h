@@ -1,10 +1,10 @@
 /* rendezvous - ranks that share nothing but a directory find each other, and one blob of rank 0 reaches all.
  *
- * For ranks that a batch system starts without a process manager that we speak (Slurm without PMIx). A shared
- * directory is chosen over TCP because nothing about it has to be guessed: no host list to parse, no port
- * that may be taken or fenced off, no interface to pick; and a job has one anyway, for its checkpoints. Every
- * rank but 0 leaves a file that says that it is there; rank 0 publishes the blob when it has seen them all,
- * so whoever gets it knows that every rank was started. Files appear by rename(), whole or not at all.
+ * For ranks that a batch system starts without a process manager that we speak (Slurm without PMIx). What
+ * such ranks have in common is a directory, that of the run: there rank 0 tells where it listens, so there is
+ * no host list to parse, no port that may be taken, no interface to configure. Every rank but 0 leaves a file
+ * that says that it is there; rank 0 publishes the blob when it has seen them all, so whoever gets it knows
+ * that every rank was started. Files appear by rename(), whole or not at all.
  *
  * The blob may hold a secret: its file has mode 0600, and a reader refuses one that others may read, or that
  * another user left there.

@@ -107,27 +107,6 @@ static int find_addresses(struct tcp_invitation *inv, struct err *e)
     return 0;
 }
 
-int tcp_door_open(struct tcp_invitation *inv, struct err *e)
-{
-    struct err own = ERR_INIT;
-    int fd;
-
-    memset(inv, 0, sizeof *inv);
-    gethostname(inv->host, sizeof inv->host - 1);
-    fd = listen_anywhere(&own);
-    if (fd >= 0 && find_port(fd, &inv->port, &own) == 0 && find_addresses(inv, &own) == 0 &&
-        tcp_draw(inv->secret, sizeof inv->secret, &own) == 0) {
-        inv->ok = 1;
-        return fd;
-    }
-    if (fd >= 0)
-        close(fd);
-    snprintf(inv->why, sizeof inv->why, "%.200s", own.msg);
-    return err_set(e, "rank 0 on %s cannot listen for the other ranks: %s", inv->host, own.msg);
-}
-
-/* ------------------------------------------------------------------ guests */
-
 /* A file a rank, and most systems begin with 1024. */
 static int allow_files(int n, struct err *e)
 {
@@ -144,6 +123,27 @@ static int allow_files(int n, struct err *e)
     limit.rlim_cur = need;
     return setrlimit(RLIMIT_NOFILE, &limit) < 0 ? err_set_errno(e, "setrlimit") : 0;
 }
+
+int tcp_door_open(struct tcp_invitation *inv, int size, struct err *e)
+{
+    struct err own = ERR_INIT;
+    int fd;
+
+    memset(inv, 0, sizeof *inv);
+    gethostname(inv->host, sizeof inv->host - 1);
+    fd = allow_files(size, &own) < 0 ? -1 : listen_anywhere(&own);
+    if (fd >= 0 && find_port(fd, &inv->port, &own) == 0 && find_addresses(inv, &own) == 0 &&
+        tcp_draw(inv->secret, sizeof inv->secret, &own) == 0) {
+        inv->ok = 1;
+        return fd;
+    }
+    if (fd >= 0)
+        close(fd);
+    snprintf(inv->why, sizeof inv->why, "%.200s", own.msg);
+    return err_set(e, "rank 0 on %s cannot listen for the other ranks: %s", inv->host, own.msg);
+}
+
+/* ------------------------------------------------------------------ guests */
 
 static void send_away(struct door *d, int i)
 {
@@ -309,10 +309,21 @@ static int admit(struct door *d, int timeout_ms, struct err *e)
     return 0;
 }
 
+/* Those that are here would wait for a call that never comes. */
+static void dismiss(struct tcp_link *l, const struct err *why)
+{
+    if (l->fd < 0)
+        return;
+    tcp_link_say_abort(l, 0, why->msg);
+    tcp_link_finish(l);
+    tcp_link_close(l, false);
+}
+
 int tcp_door_admit(int door, const struct tcp_invitation *inv, int size, int timeout_ms,
                    struct tcp_link *links, struct err *e)
 {
     struct door *d = xcalloc(1, sizeof *d);
+    struct err why = ERR_INIT;
     int rc;
 
     d->fd = door;
@@ -321,11 +332,13 @@ int tcp_door_admit(int door, const struct tcp_invitation *inv, int size, int tim
     d->links = links;
     for (int i = 0; i < size - 1; i++)
         links[i].fd = -1;
-    rc = allow_files(size, e) < 0 ? -1 : admit(d, timeout_ms, e);
+    rc = admit(d, timeout_ms, &why);
     while (d->n_guests > 0)
         send_away(d, d->n_guests - 1);
     for (int i = 0; i < size - 1 && rc < 0; i++)
-        tcp_link_close(&links[i], false);
+        dismiss(&links[i], &why);
     free(d);
+    if (rc < 0 && e)
+        *e = why;
     return rc;
 }

@@ -75,13 +75,13 @@ void tcp_link_close(struct tcp_link *l, bool orderly)
 
 void tcp_link_say_abort(struct tcp_link *l, int code, const char *why)
 {
-    char note[HEAD + TCP_WHY_BYTES];
     const size_t n = strnlen(why, TCP_WHY_BYTES - 1);
     const struct tcp_head head = {.kind = TCP_ABORT, .total = n, .bytes = (uint32_t)n, .arg = code};
 
-    memcpy(note, &head, HEAD);
-    memcpy(note + HEAD, why, n);
-    say(l, note, HEAD + n);
+    memcpy(l->last_words, &head, HEAD);
+    memcpy(l->last_words + HEAD, why, n);
+    l->words_at = 0;
+    l->words_bytes = HEAD + n;
 }
 
 void tcp_link_say_waits(struct tcp_link *l, int rank)
@@ -339,18 +339,23 @@ static int send_failed(struct tcp_link *l, struct err *e)
 bool tcp_link_finish(struct tcp_link *l)
 {
     struct tcp_out *o = &l->out;
-    ssize_t n;
 
-    if (l->gone || !o->frame_bytes)
-        return true;
-    n = send_some(l);
-    if (n < 0 && errno != EAGAIN && errno != EWOULDBLOCK && errno != EINTR)
-        l->gone = true;
-    else if (n > 0)
-        o->frame_at += (size_t)n;
-    if (o->frame_at == o->frame_bytes)
-        frame_end(o);
-    return l->gone || !o->frame_bytes;
+    while (!l->gone && (o->frame_bytes || l->words_at < l->words_bytes)) {
+        const ssize_t n = o->frame_bytes ? send_some(l)
+                                         : send(l->fd, l->last_words + l->words_at,
+                                                l->words_bytes - l->words_at, MSG_DONTWAIT | MSG_NOSIGNAL);
+        if (n < 0 && (errno == EAGAIN || errno == EWOULDBLOCK))
+            return false;
+        if (n < 0 && errno != EINTR)
+            l->gone = true;
+        if (n <= 0)
+            continue;
+        if (!o->frame_bytes)
+            l->words_at += (size_t)n;
+        else if ((o->frame_at += (size_t)n) == o->frame_bytes)
+            frame_end(o);
+    }
+    return true;
 }
 
 static int push(struct tcp_link *l, struct err *e)

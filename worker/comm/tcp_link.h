@@ -67,6 +67,8 @@ struct tcp_link {
     bool ahead;    /* what lies there unread belongs to a later call */
     int waits_for; /* whom the other said it waits for; -1: nobody */
     char why[TCP_WHY_BYTES];
+    char last_words[sizeof(struct tcp_head) + TCP_WHY_BYTES];
+    size_t words_at, words_bytes;
 };
 
 const char *tcp_kind_name(uint32_t kind);
@@ -102,11 +104,12 @@ short tcp_link_events(const struct tcp_link *l);
  * *e is what it said; e->code its exit status), or it is in another call. */
 int tcp_link_serve(struct tcp_link *l, short revents, struct err *e);
 
-/* Sends what it can of a frame that is half out, and begins no other; true when there is none any more. */
-bool tcp_link_finish(struct tcp_link *l);
-
-/* Notes; dropped where a frame is half out, or where the other does not read. */
+/* A note; dropped where a frame is half out, or where the other does not read. */
 void tcp_link_say_waits(struct tcp_link *l, int rank);
+
+/* Last words: why this side gives up. tcp_link_finish() sends what it can of the frame that is half out, and
+ * behind it these; true when nothing of both is left, or nobody is there to hear it. */
 void tcp_link_say_abort(struct tcp_link *l, int code, const char *why);
+bool tcp_link_finish(struct tcp_link *l);
 
 #endif

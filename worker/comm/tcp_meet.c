@@ -224,7 +224,7 @@ static int join(const struct rendezvous *r, struct tcp_invitation *inv, struct t
 static int invite(struct rendezvous *r, struct tcp_link *links, struct err *e)
 {
     struct tcp_invitation inv;
-    int door = tcp_door_open(&inv, e), rc;
+    int door = tcp_door_open(&inv, r->size, e), rc;
 
     rc = rendezvous_share(r, &inv, sizeof inv, door < 0 ? NULL : e);
     if (door < 0)

@@ -10,25 +10,27 @@
 #include <unistd.h>
 
 /* A rank that waits for rank 0 hears after so long (or an eighth of the timeout) whom that waits for. */
-enum { SAY_WAITS_MS = 1000, LAST_WORDS_MS = 500, NAMED_RANKS = 4 };
+enum { SAY_WAITS_MS = 1000, LAST_WORDS_MS = 2000, NAMED_RANKS = 4 };
 
 /* ------------------------------------------------------------------ failure */
 
-/* Words go between frames, so what is half out is sent first, as far as the others read soon. */
-static void finish_frames(struct tcp_star *s)
+/* Behind what is half out, as far as the others read soon. */
+static void say_last_words(struct tcp_star *s, const struct err *why)
 {
     const int64_t until = clock_mono_ns() + LAST_WORDS_MS * 1000000LL;
 
+    for (int i = 0; i < s->n_links; i++)
+        tcp_link_say_abort(&s->links[i], why->code, why->msg);
     for (;;) {
-        int n_half = 0;
+        int n_left = 0;
 
         for (int i = 0; i < s->n_links; i++) {
-            const bool half = !tcp_link_finish(&s->links[i]);
+            const bool left = !tcp_link_finish(&s->links[i]);
 
-            s->fds[i] = (struct pollfd){.fd = half ? s->links[i].fd : -1, .events = POLLOUT};
-            n_half += half;
+            s->fds[i] = (struct pollfd){.fd = left ? s->links[i].fd : -1, .events = POLLOUT};
+            n_left += left;
         }
-        if (!n_half || clock_mono_ns() > until)
+        if (!n_left || clock_mono_ns() > until)
             return;
         poll(s->fds, (nfds_t)s->n_links, LAST_WORDS_MS);
     }
@@ -38,9 +40,7 @@ int tcp_star_fail(struct tcp_star *s, const struct err *why, struct err *e)
 {
     s->broken = true;
     s->why = *why;
-    finish_frames(s);
-    for (int i = 0; i < s->n_links; i++)
-        tcp_link_say_abort(&s->links[i], why->code, why->msg);
+    say_last_words(s, why);
     if (e)
         *e = *why;
     return -1;

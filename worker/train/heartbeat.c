@@ -20,7 +20,7 @@
 enum {
     HELLO_TIMEOUT_MS = 2000,
     RETRY_MS = 1000,
-    RETRY_REFUSED_MS = 30000,
+    RETRY_REFUSED_MS = 5000,
     NO_CALL = -1,
     MEAN_OVER = 16, /* steps: what the mean of step times forgets in */
 };

@@ -78,7 +78,6 @@ static int evaluate(struct trainer *t, enum task_split split, bool record, struc
     const struct task_ops *ops = t->task->ops;
     int64_t from = clock_mono_ns();
     const char *before = t->phase;
-
     enum heart_phase heart = trainer_heart(t, HEART_EVALUATE);
 
     trainer_progress(t, "evaluate");

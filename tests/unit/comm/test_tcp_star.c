@@ -5,6 +5,7 @@
 
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -202,6 +203,54 @@ static void test_takes_last_words_when_sending(void **state)
     rig_destroy(g);
 }
 
+/* The other end of link 0: begins to read when it has a part of a frame, and wants the rest, then words. */
+static void read_half_then_words(int fd)
+{
+    char *frame = malloc(TCP_CHUNK_BYTES), words[TCP_WHY_BYTES] = "";
+    struct tcp_head head;
+    int n = 0;
+
+    while (n <= (int)sizeof head)
+        if (ioctl(fd, FIONREAD, &n) < 0)
+            _exit(1);
+    if (recv(fd, &head, sizeof head, MSG_WAITALL) != sizeof head || head.kind != TCP_BROADCAST ||
+        recv(fd, frame, head.bytes, MSG_WAITALL) != TCP_CHUNK_BYTES)
+        _exit(2);
+    if (recv(fd, &head, sizeof head, MSG_WAITALL) != sizeof head || head.kind != TCP_ABORT ||
+        recv(fd, words, head.bytes, MSG_WAITALL) != (ssize_t)head.bytes)
+        _exit(3);
+    _exit(strcmp(words, "broadcast: rank 2 on far is gone: its connection ended") == 0 ? 0 : 4);
+}
+
+/* Rank 2 is gone while half a frame is out to rank 1: the words that say so come behind the other half. */
+static void test_last_words_come_between_frames(void **state)
+{
+    struct rig *g = rig_create(0, 3, PATIENT_MS);
+    struct tcp_call c = {.kind = TCP_BROADCAST, .arrived = tcp_star_release};
+    const uint32_t number = tcp_star_begin(&g->star);
+    char *bytes = calloc(4, TCP_CHUNK_BYTES);
+    struct err e = ERR_INIT;
+    const int small = 1;
+    int status;
+    pid_t pid;
+
+    (void)state;
+    /* Less than a frame is on its way at any time. */
+    assert_int_equal(setsockopt(g->star.links[0].fd, SOL_SOCKET, SO_SNDBUF, &small, sizeof small), 0);
+    shutdown(g->far[1], SHUT_RDWR);
+    pid = fork();
+    if (pid == 0)
+        read_half_then_words(g->far[0]);
+    for (int i = 0; i < 2; i++)
+        tcp_link_send(&g->star.links[i], c.kind, number, bytes, 4 * (size_t)TCP_CHUNK_BYTES);
+    assert_int_equal(tcp_star_exchange(&g->star, &c, &e), -1);
+    assert_string_equal(e.msg, "broadcast: rank 2 on far is gone: its connection ended");
+    assert_int_equal(waitpid(pid, &status, 0), pid);
+    assert_int_equal(status, 0);
+    free(bytes);
+    rig_destroy(g);
+}
+
 static void refuse(struct tcp_head head, const char *text)
 {
     struct rig *g = rig_create(1, 2, PATIENT_MS);
@@ -249,6 +298,7 @@ int main(void)
         cmocka_unit_test(test_rank0_says_for_whom_it_waits),
         cmocka_unit_test(test_takes_last_words),
         cmocka_unit_test(test_takes_last_words_when_sending),
+        cmocka_unit_test(test_last_words_come_between_frames),
         cmocka_unit_test(test_refuses_other_frames),
     };
 

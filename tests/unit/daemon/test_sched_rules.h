@@ -1,12 +1,10 @@
-/* test_sched_rules - jobs and plans in few words, for the tests of the scheduler's rules: a world, who waits
- * and runs in it, and what a plan must say.
- */
+/* test_sched_rules - one small world, and words to set it up and to say what should come of it. For the tests
+ * of single rules. */
 #ifndef TESTS_UNIT_DAEMON_TEST_SCHED_RULES_H
 #define TESTS_UNIT_DAEMON_TEST_SCHED_RULES_H
 
 #include "tests/unit/daemon/test_sched_world.h"
 
-#include <math.h>
 #include <stdio.h>
 
 enum { SECOND = 1000, MINUTE = 60 * SECOND, HOUR = 60 * MINUTE };

@@ -1,5 +1,5 @@
-/* test_sched_yield - the scheduler's rules one by one: who shrinks, grows and yields for whom, nodes that are
- * not usable, and the sentences. */
+/* test_sched_yield - the scheduler's rules of who starts with fewer ranks, is shrunk, grown or preempted, on
+ * worlds small enough to follow by hand. */
 #include "tests/unit/daemon/test_sched_rules.h"
 
 /* --- 4: elastic jobs --- */
@@ -228,92 +228,6 @@ static void test_preempt_only_when_it_pays(void **state)
     assert_yields("1>0 for 4");
 }
 
-/* --- 6: nodes that are not usable --- */
-
-static void test_unusable_nodes(void **state)
-{
-    (void)state;
-    begin(2, 8, 0);
-    w.nodes[1].usable = false;
-    struct w_job *left_alone = on(waits(4, HOUR), 1, 4), *j = waits(8, HOUR), *big = waits(9, HOUR);
-    plan();
-    assert_starts("2:0*8");
-    assert_yields("");
-    assert_int_equal(w.last->slots, 8);
-    assert_int_equal(w.last->slots_free, 0);
-    assert_waits(big, SCHED_UNUSABLE, -1, 0);
-    assert_text(big, "job 3 needs 9 ranks, and the nodes in use have room for 8: node n1 is drained");
-    j->state = W_DONE;
-    big->job.priority = 9; /* to take what runs there away would start nobody */
-    plan();
-    assert_yields("");
-    w.nodes[1].usable = true;
-    w.set.preempt = false;
-    plan();
-    assert_starts("3:0*8,1*1");
-    assert_int_equal(left_alone->state, W_RUNS);
-    begin(1, 8, 0); /* more runs than the node has now */
-    on(waits(4, HOUR), 0, 4);
-    w.nodes[0].slots = 2;
-    j = waits(2, HOUR);
-    plan();
-    assert_starts("");
-    assert_waits(j, SCHED_BUSY, HOUR, 1);
-    begin(0, 0, 0);
-    waits(1, HOUR);
-    assert_int_equal(plan()->verdicts[0].reason, SCHED_TOO_BIG);
-}
-
-/* --- sentences --- */
-
-static void test_sentences(void **state)
-{
-    (void)state;
-    begin(2, 8, 0);
-    struct w_job *a = on(waits(8, 12 * MINUTE), 0, 8), *b = on(waits(6, 3 * HOUR), 1, 6);
-    a->job.run_measured = true;
-    struct w_job *j = waits(8, HOUR), *k = waits(3, 5 * HOUR), *l = waits(9, HOUR), *m = waits(1, MINUTE);
-    plan();
-    assert_text(j,
-                "job 3 needs 8 ranks and 1 of 16 slots is free; it starts in about 12 min, when job 1 ends "
-                "(estimate from its own step time)");
-    assert_text(
-        k, "job 4 needs 3 ranks and 1 of 16 slots is free; 1 job comes before it; it starts in about 72 min, "
-           "when job 3 ends, which also waits");
-    assert_text(
-        l, "job 5 needs 9 ranks and 1 of 16 slots is free; 2 jobs come before it; it starts in about 3 h, "
-           "when job 2 ends (estimate from its time limit)");
-    assert_text(m, "job 6 starts now with 1 rank");
-    b->job.run_ms = b->work = -1;
-    j->state = W_DONE;
-    k->job.ranks = k->job.min_ranks = k->job.max_ranks = 16;
-    plan();
-    assert_text(
-        k,
-        "job 4 needs 16 ranks and 1 of 16 slots is free; nobody knows when it starts: job 2 runs and has no "
-        "estimate");
-    w.set.max_reservations = 1;
-    plan();
-    assert_text(
-        l,
-        "job 5 needs 9 ranks and 1 of 16 slots is free; 1 job comes before it; there are estimates for those "
-        "in front only");
-    char small[16];
-    sched_explain_text(w.last, verdict(l), &l->job, w.nodes, w.now, small, sizeof small);
-    assert_string_equal(small, "job 5 needs 9 r");
-    begin(1, 8, 4);
-    a = on(waits(2, HOUR), 0, 2);
-    a->job.gpus_per_rank = 1;
-    j = waits(4, HOUR);
-    j->job.gpus_per_rank = 1;
-    k = waits(2, 2 * HOUR);
-    k->job.gpus_per_rank = 1;
-    plan();
-    assert_text(k, "job 3 needs 2 ranks with 1 GPU each and 2 of 4 GPUs are free, but kept for job 2, which "
-                   "comes before "
-                   "it; it starts in about 2 h");
-}
-
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -324,8 +238,8 @@ int main(void)
         cmocka_unit_test(test_preempt),
         cmocka_unit_test(test_preempt_spares_who_is_of_no_use),
         cmocka_unit_test(test_preempt_only_when_it_pays),
-        cmocka_unit_test(test_unusable_nodes),
-        cmocka_unit_test(test_sentences),
     };
-    return cmocka_run_group_tests(tests, NULL, NULL);
+    int rc = cmocka_run_group_tests(tests, NULL, NULL);
+    w_free(&w);
+    return rc;
 }
