@@ -133,16 +133,15 @@ struct job {
     int64_t used_ms;            /* of wall time in attempts that are over */
     int64_t not_before_ms;      /* back-off after a fault */
     enum job_yield_to yield_to; /* while preempting */
-    int64_t
-        resize_to; /* ranks that it is to start with next, because it was asked to yield for that; 0: none */
-    int64_t queued_ms;         /* since when it waits, or waited last */
-    int64_t checkpoint_step;   /* -1 = none */
-    struct progress *progress; /* what was reported last before the latest attempt ended; NULL: nothing */
+    int64_t resize_to;          /* ranks to start with next, which it was asked to yield for; 0: none */
+    int64_t queued_ms;          /* since when it waits, or waited last */
+    int64_t last_ranks;         /* of this attempt, or the one before */
+    int64_t checkpoint_step;    /* -1 = none */
+    struct progress *progress;  /* what was reported last before the latest attempt ended; NULL: nothing */
 
     /* Of the current attempt; cleared when it ends. */
     int64_t held_ranks; /* slots it holds */
     struct place place; /* where; owned */
-    int64_t last_ranks; /* of this attempt, or the one before */
     int64_t attempt_ms; /* when it was decided */
     const char *node, *token;
     struct job_process process;
