@@ -6,6 +6,7 @@ import tempfile
 import pytest
 
 from daemonlib import Daemon
+from tlslib import Certificates, TlsDaemon
 
 
 @pytest.fixture
@@ -36,3 +37,22 @@ def open_path():
     path.chmod(0o711)
     yield path
     shutil.rmtree(path)
+
+
+@pytest.fixture(scope="module")
+def certificates(tmp_path_factory):
+    return Certificates(tmp_path_factory.mktemp("certificates") / "c")
+
+
+@pytest.fixture
+def make_tls_daemon(open_path, certificates):
+    """As make_daemon, with a daemon that listens on TCP, too, in a directory that other users can pass through."""
+    made = []
+
+    def make(**kwargs):
+        daemon = TlsDaemon(open_path, certificates, **kwargs)
+        made.append(daemon)
+        return daemon.start()
+    yield make
+    for daemon in made:
+        daemon.stop()

@@ -33,13 +33,14 @@ JobAcctGatherType=jobacct_gather/none
 SwitchType=switch/none
 SelectType=select/cons_tres
 SelectTypeParameters=CR_CPU
-SchedulerType=sched/builtin
+SchedulerType=sched/{scheduler}
 MpiDefault=none
 MailProg=/bin/true
 ReturnToService=2
 SlurmdParameters=config_overrides
-NodeName={host} NodeAddr=127.0.0.1 CPUs=16 RealMemory=1 State=UNKNOWN
+NodeName={host} NodeAddr=127.0.0.1 CPUs={cpus} RealMemory=1 State=UNKNOWN
 PartitionName=test Nodes={host} Default=YES MaxTime=INFINITE State=UP
+{more}
 """
 
 
@@ -50,19 +51,20 @@ def free_port():
 
 
 class Slurm:
-    def __init__(self, directory):
+    def __init__(self, directory, cpus=16, scheduler="builtin", more=""):
         missing = [p for p in PROGRAMS if not shutil.which(p, path=PATH)]
         assert not missing, f"{missing} are missing, these tests run on a real Slurm: deploy/install-packages test"
         self.dir = pathlib.Path(directory)
         self.host = socket.gethostname().split(".")[0]
         self.daemons = []
         for name in ("state", "spool"):
-            (self.dir / name).mkdir()
+            (self.dir / name).mkdir(parents=True)
         key = self.dir / "munge.key"
         key.write_bytes(os.urandom(1024))
         key.chmod(0o600)
         (self.dir / "slurm.conf").write_text(CONF.format(host=self.host, dir=self.dir, user=getpass.getuser(),
-                                                         ctld_port=free_port(), slurmd_port=free_port()))
+                                                         ctld_port=free_port(), slurmd_port=free_port(), cpus=cpus,
+                                                         scheduler=scheduler, more=more))
         # Whatever started these tests is not part of the jobs, and a rank under srun=none must not look like MPI's.
         foreign = ("SLURM", "PMI", "OMPI_COMM", "PRTE", "SBATCH", "SALLOC")
         self.env = {k: v for k, v in os.environ.items() if not k.startswith(foreign)}

@@ -7,7 +7,7 @@ import pytest
 
 from buildlib import ROOT
 from daemonlib import Daemon, RpcError, spec, wait_until
-from tlslib import Certificates, TlsDaemon
+from tlslib import TlsDaemon
 
 pytestmark = pytest.mark.sanitize
 
@@ -28,11 +28,6 @@ LOWEST = {
 }
 # A parameter that no method has: who may call is asked before what is called with, so nothing is ever done.
 STRANGE = {"no_such_parameter": 1}
-
-
-@pytest.fixture(scope="module")
-def certificates(tmp_path_factory):
-    return Certificates(tmp_path_factory.mktemp("certificates") / "c")
 
 
 @pytest.fixture(scope="module")

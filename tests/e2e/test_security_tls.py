@@ -16,24 +16,6 @@ from tlslib import Certificates, TlsDaemon, TlsRpc, wait_for_log
 pytestmark = pytest.mark.sanitize
 
 
-@pytest.fixture(scope="module")
-def certificates(tmp_path_factory):
-    return Certificates(tmp_path_factory.mktemp("certificates") / "c")
-
-
-@pytest.fixture
-def make_tls_daemon(tmp_path, certificates):
-    made = []
-
-    def make(**kwargs):
-        daemon = TlsDaemon(tmp_path, certificates, **kwargs)
-        made.append(daemon)
-        return daemon.start()
-    yield make
-    for daemon in made:
-        daemon.stop()
-
-
 @pytest.fixture
 def daemon(make_tls_daemon):
     return make_tls_daemon()

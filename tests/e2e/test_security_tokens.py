@@ -10,27 +10,9 @@ import pytest
 
 from clilib import bfctl
 from daemonlib import RpcError, bin_dir, spec, wait_until
-from tlslib import Certificates, TlsDaemon, wait_for_log
+from tlslib import wait_for_log
 
 pytestmark = pytest.mark.sanitize
-
-
-@pytest.fixture(scope="module")
-def certificates(tmp_path_factory):
-    return Certificates(tmp_path_factory.mktemp("certificates") / "c")
-
-
-@pytest.fixture
-def make_tls_daemon(open_path, certificates):
-    made = []
-
-    def make(**kwargs):
-        daemon = TlsDaemon(open_path, certificates, **kwargs)
-        made.append(daemon)
-        return daemon.start()
-    yield make
-    for daemon in made:
-        daemon.stop()
 
 
 @pytest.fixture
