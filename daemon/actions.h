@@ -6,10 +6,10 @@
  * journal has the event that says so: a start follows a durable "starting", slots are used again after a
  * durable end.
  *
- * Stopping: rank 0 is asked (at once, when it is attached); after stop_ms SIGTERM; after kill_ms more SIGKILL
- * to every process, again each second until none is left. A run that nobody reports for gets SIGTERM at once.
- * One that a rank holds up for good (beat_judge.h) is not asked, because it could not answer: SIGTERM at
- * once, SIGKILL LOST_KILL_MS later, and a restart.
+ * Stopping: rank 0 is asked (at once, when it is attached); after stop_ms (yield_ms for one that goes on
+ * later) SIGTERM; after kill_ms more SIGKILL to every process, again each second until none is left. A run
+ * that nobody reports for gets SIGTERM at once. One that a rank holds up for good (beat_judge.h) is not
+ * asked, because it could not answer: SIGTERM at once, SIGKILL LOST_KILL_MS later, and a restart.
  */
 #ifndef DAEMON_ACTIONS_H
 #define DAEMON_ACTIONS_H

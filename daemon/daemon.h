@@ -1,7 +1,7 @@
 /* daemon - the composition: owns every part and wires them together; the parts meet here and nowhere else.
  *
- * Order of birth: state directory and its lock → store → journal (replay) → launcher → actions → server; then
- * actions take up what was running, and the loop turns. Death is the reverse; see daemon_run.
+ * Order of birth: state directory and its lock → store → inventory → journal (replay) → launcher → actions →
+ * server; then actions take up what was running, and the loop turns. Death is the reverse; see daemon_run.
  */
 #ifndef DAEMON_DAEMON_H
 #define DAEMON_DAEMON_H

@@ -117,6 +117,15 @@ void limits_remove_client(struct limits *l, int64_t uid)
     u->n_clients--;
 }
 
+/* Says so; the rest of *hit is filled in. */
+static int too_fast(struct limit_hit *hit, const char *what, const char *whose)
+{
+    snprintf(hit->message, sizeof hit->message,
+             "too many %s of %s: %lld a second are accepted (--%s); try again in %lld ms", what, whose,
+             (long long)hit->value, hit->option, (long long)hit->retry_ms);
+    return -1;
+}
+
 int limits_request(struct limits *l, int64_t uid, int cost, int64_t now_ns, struct limit_hit *hit)
 {
     const struct options *o = l->options;
@@ -129,11 +138,7 @@ int limits_request(struct limits *l, int64_t uid, int cost, int64_t now_ns, stru
     *hit = (struct limit_hit){.option = "user-requests-per-s",
                               .value = o->user_requests_per_s,
                               .retry_ms = wait_ms};
-    snprintf(
-        hit->message, sizeof hit->message,
-        "too many requests of %s: %lld a second are accepted (--user-requests-per-s); try again in %lld ms",
-        u->name, (long long)hit->value, (long long)wait_ms);
-    return -1;
+    return too_fast(hit, "requests", u->name);
 }
 
 static int too_many_jobs(struct limit_hit *hit, const char *option, int64_t most, int64_t now,
@@ -165,11 +170,7 @@ int limits_submission(struct limits *l, int64_t uid, const struct limits_jobs *j
     *hit = (struct limit_hit){.option = "user-submits-per-s",
                               .value = o->user_submits_per_s,
                               .retry_ms = wait_ms};
-    snprintf(
-        hit->message, sizeof hit->message,
-        "too many submissions of %s: %lld a second are accepted (--user-submits-per-s); try again in %lld ms",
-        u->name, (long long)hit->value, (long long)wait_ms);
-    return -1;
+    return too_fast(hit, "submissions", u->name);
 }
 
 int limits_spec_size(const struct limits *l, int64_t n_bytes, struct limit_hit *hit)
