@@ -117,7 +117,15 @@ static struct row_split split_rows(struct bench_net *b)
     return rows;
 }
 
-/* Pixels without a pattern that a convolution would see; both depend on the global row only. */
+/* Bits of a number, mixed (the finaliser of MurmurHash3). */
+static uint32_t mix(uint32_t h)
+{
+    h = (h ^ h >> 16) * 0x85ebca6bu;
+    h = (h ^ h >> 13) * 0xc2b2ae35u;
+    return h ^ h >> 16;
+}
+
+/* Noise, as a mini-batch that has no pattern is the plainest; it depends on the global row only. */
 static void make_data(struct bench_net *b)
 {
     const struct row_split *rows = &b->graph->rows;
@@ -130,7 +138,7 @@ static void make_data(struct bench_net *b)
         return;
     b->pixels = xmalloc((size_t)(rows->local * row_size) * sizeof *b->pixels);
     for (int64_t i = 0; i < rows->local * row_size; i++)
-        b->pixels[i] = (float)((uint32_t)(rows->first * row_size + i) * 2654435761u >> 8) * 0x1p-23f - 1;
+        b->pixels[i] = (float)(mix((uint32_t)(rows->first * row_size + i)) >> 8) * 0x1p-23f - 1;
 }
 
 int bench_net_open(struct bench_net *b, const struct bench_net_cfg *cfg, struct backend *be,

@@ -233,11 +233,10 @@ int main(int argc, char **argv)
     const int rc = b.comm ? run(&b, &e) : -1;
     if (rc < 0) {
         fprintf(stderr, "bench_step: %s\n", e.msg);
-        if (b.comm)
-            comm_abort(b.comm, 1);
-        return 1;
+        if (b.comm && b.comm->size > 1)
+            comm_abort(b.comm, 1); /* the others may wait for this one */
     }
     close_all(&b);
     bench_comm_close(b.comm);
-    return 0;
+    return rc < 0;
 }
