@@ -13,73 +13,13 @@ optimiser where there is one, no waiting for the device within the steps.
 """
 import contextlib
 import json
-import pathlib
 import sys
 import time
 
 import torch
-import torch.nn as nn
 import torch.nn.functional as F
 
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2] / "tests/golden"))
-from nets import CifarResNet  # noqa: E402
-
-
-class Bottleneck(nn.Module):
-    """torchvision's, with the stride in the 3×3."""
-
-    def __init__(self, ci, c, stride):
-        super().__init__()
-        self.conv1, self.bn1 = nn.Conv2d(ci, c, 1, bias=False), nn.BatchNorm2d(c)
-        self.conv2, self.bn2 = nn.Conv2d(c, c, 3, stride, 1, bias=False), nn.BatchNorm2d(c)
-        self.conv3, self.bn3 = nn.Conv2d(c, 4 * c, 1, bias=False), nn.BatchNorm2d(4 * c)
-        self.downsample = None
-        if stride != 1 or ci != 4 * c:
-            self.downsample = nn.Sequential(nn.Conv2d(ci, 4 * c, 1, stride, bias=False), nn.BatchNorm2d(4 * c))
-
-    def forward(self, x):
-        y = F.relu(self.bn1(self.conv1(x)), inplace=True)
-        y = F.relu(self.bn2(self.conv2(y)), inplace=True)
-        y = self.bn3(self.conv3(y))
-        return F.relu(y + (x if self.downsample is None else self.downsample(x)), inplace=True)
-
-
-class ResNet50(nn.Module):
-    def __init__(self, channels):
-        super().__init__()
-        self.conv1, self.bn1 = nn.Conv2d(channels, 64, 7, 2, 3, bias=False), nn.BatchNorm2d(64)
-        ci, stages = 64, []
-        for s, blocks in enumerate((3, 4, 6, 3)):
-            c = 64 << s
-            for i in range(blocks):
-                stages.append(Bottleneck(ci, c, 2 if i == 0 and s else 1))
-                ci = 4 * c
-        self.stages = nn.Sequential(*stages)
-
-    def forward(self, x):
-        x = F.max_pool2d(F.relu(self.bn1(self.conv1(x)), inplace=True), 3, 2, 1)
-        return self.stages(x).mean((2, 3))
-
-
-class Net(nn.Module):
-    def __init__(self, arch, channels, classes):
-        super().__init__()
-        self.backbone, width = (ResNet50(channels), 2048) if arch == "resnet50" else (CifarResNet(3, channels), 64)
-        self.batchformer = nn.TransformerEncoderLayer(width, 4, width, 0.5)
-        self.classifier = nn.Linear(width, classes)
-
-    def forward(self, x):
-        x = self.backbone(x)
-        z = self.batchformer(x.unsqueeze(1)).squeeze(1)
-        return self.classifier(torch.cat([x, z]))
-
-
-def optimiser(model):
-    args = {"lr": 0.01, "momentum": 0.9, "weight_decay": 5e-4}
-    try:
-        return torch.optim.SGD(model.parameters(), fused=True, **args)
-    except (TypeError, RuntimeError):
-        return torch.optim.SGD(model.parameters(), **args)
+from torch_nets import Net, sgd
 
 
 class Trainer:
@@ -89,7 +29,7 @@ class Trainer:
         torch.manual_seed(0)
         self.q, self.device = q, device
         self.net = Net(q["arch"], q["channels"], q["classes"]).to(device, memory_format=torch.channels_last)
-        self.optim = optimiser(self.net)
+        self.optim = sgd(self.net)
         self.forward = torch.compile(self.net) if q["compile"] else self.net
 
     def step(self, images, labels):
