@@ -1,9 +1,8 @@
 /* bench_step - one training step on CPUs, as the worker makes it: how long it takes, and where the time goes.
  *
  *     bench_step [--arch resnet20] [--precision fp32] [--batch 128] [--size 28] [--channels 1] [--classes 10]
- *                [--width 1] [--batchformer 1] [--heads 4] [--dropout 0.5] [--threads 1] [--warm 3] [--steps
- * 20]
- *                [--seconds 0] [--watched 5] [--table]
+ *                [--width 1] [--batchformer 1] [--heads 4] [--dropout 0.5] [--threads 1] [--winograd 1]
+ *                [--warm 3] [--steps 20] [--seconds 0] [--watched 5] [--table]
  *     bench_step --arch layer --batch N --features C …         the BatchFormer alone, forward and backward
  *     mpirun -n R bench_step …                                 the same global mini-batch on R ranks
  *
@@ -35,7 +34,7 @@ enum { BUCKET_BYTES = 8 << 20 /* as the trainer's */, MIN_STEPS = 5, MAX_STEPS =
 
 struct options {
     struct bench_net_cfg net;
-    long threads, warm, steps, watched;
+    long threads, winograd, warm, steps, watched;
     double seconds;
     bool table;
 };
@@ -60,18 +59,20 @@ static double ms_since(int64_t start_ns)
 
 static int parse(struct options *o, int argc, char **argv)
 {
-    const struct bench_arg table[] = {BENCH_NET_ARGS(&o->net),
-                                      {"--threads", ARG_INT, &o->threads, "OpenMP threads of each rank"},
-                                      {"--warm", ARG_INT0, &o->warm, "steps that do not count"},
-                                      {"--steps", ARG_INT, &o->steps, "steps that count"},
-                                      {"--seconds", ARG_REAL0, &o->seconds, "above 0: as many steps as fit"},
-                                      {"--watched", ARG_INT0, &o->watched,
-                                       "steps with a clock after every operator"},
-                                      {"--table", ARG_FLAG, &o->table, "a table for people in place of JSON"},
-                                      {NULL, ARG_FLAG, NULL, NULL}};
+    const struct bench_arg table[] = {
+        BENCH_NET_ARGS(&o->net),
+        {"--threads", ARG_INT, &o->threads, "OpenMP threads of each rank"},
+        {"--winograd", ARG_INT0, &o->winograd, "0: convolutions by the direct algorithm"},
+        {"--warm", ARG_INT0, &o->warm, "steps that do not count"},
+        {"--steps", ARG_INT, &o->steps, "steps that count"},
+        {"--seconds", ARG_REAL0, &o->seconds, "above 0: as many steps as fit"},
+        {"--watched", ARG_INT0, &o->watched, "steps with a clock after every operator"},
+        {"--table", ARG_FLAG, &o->table, "a table for people in place of JSON"},
+        {NULL, ARG_FLAG, NULL, NULL}};
     struct err e = ERR_INIT;
 
-    *o = (struct options){.net = bench_net_defaults(), .threads = 1, .warm = 3, .steps = 20, .watched = 5};
+    *o = (struct options){
+        .net = bench_net_defaults(), .threads = 1, .winograd = 1, .warm = 3, .steps = 20, .watched = 5};
     if (bench_args_read(table, argc, argv, &e) == 0)
         return 0;
     fprintf(stderr, "bench_step: %s\noptions:\n", e.msg);
@@ -194,7 +195,9 @@ static int open_optim(struct bench *b, struct err *e)
 
 static int open_all(struct bench *b, struct err *e)
 {
-    if (!(b->be = cpu_backend_create((int)b->o.threads, e)) ||
+    const struct cpu_config cfg = {.n_threads = (int)b->o.threads, .winograd = b->o.winograd};
+
+    if (!(b->be = cpu_backend_create(&cfg, e)) ||
         !(b->scalars = b->be->ops->mem_alloc(b->be, sizeof *b->scalars, e)) ||
         bench_net_open(&b->net, &b->o.net, b->be, b->comm, BUCKET_BYTES, e) < 0)
         return -1;

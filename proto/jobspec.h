@@ -110,6 +110,7 @@ struct jobspec {
         enum jobspec_determinism determinism;
         int micro_shards; /* bitwise only; else 0 */
         bool autotune;    /* GPUs only: measure engines, and keep to what was measured */
+        bool winograd;    /* CPUs only: convolutions may take Winograd's algorithm */
         int64_t log_every_steps;
         double max_grad_norm; /* 0 = no clipping (spec: null) */
     } train;

@@ -162,6 +162,12 @@ static bool autotune_needs_gpu(const struct jobspec *s, char *message, size_t ca
            SAY("true found, false is accepted while resources.gpus_per_rank is 0");
 }
 
+static bool winograd_needs_cpu(const struct jobspec *s, char *message, size_t cap)
+{
+    return s->train.winograd && s->resources.gpus_per_rank > 0 &&
+           SAY("true found, false is accepted while resources.gpus_per_rank is not 0");
+}
+
 static bool shards_over_batch(const struct jobspec *s, char *message, size_t cap)
 {
     return bitwise(s) && s->train.micro_shards > s->train.batch_size &&
@@ -273,6 +279,7 @@ static const struct check checks[] = {
     {"/train/determinism", {"/train/determinism", "/resources/gpus_per_rank"}, bitwise_gpu},
     {"/train/precision", {"/train/precision", "/resources/gpus_per_rank"}, precision_needs_gpu},
     {"/train/autotune", {"/train/autotune", "/resources/gpus_per_rank"}, autotune_needs_gpu},
+    {"/train/winograd", {"/train/winograd", "/resources/gpus_per_rank"}, winograd_needs_cpu},
     {"/model/norm", {"/model/norm", "/train/determinism"}, bitwise_norm},
     {"/batchformer/scope", {"/batchformer/scope", "/batchformer/enabled", "/train/determinism"}, bitwise_scope},
     {"/batchformer/gather", {"/batchformer/gather", "/batchformer/enabled", "/train/determinism"}, bitwise_gather},

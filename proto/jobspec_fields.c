@@ -107,6 +107,11 @@ static double derive_autotune(const struct jobspec *spec)
     return spec->resources.gpus_per_rank > 0;
 }
 
+static double derive_winograd(const struct jobspec *spec)
+{
+    return spec->resources.gpus_per_rank == 0;
+}
+
 static double derive_max_ranks(const struct jobspec *spec)
 {
     return spec->resources.ranks;
@@ -283,6 +288,9 @@ const struct field jobspec_fields[] = {
     {"/train/autotune", FIELD_BOOL, AT(train.autotune), 0, NULL,
      .derive = derive_autotune, .derive_text = "true where resources.gpus_per_rank is not 0, else false",
      .help = "GPUs only: measures at the start which of the libraries' engines are the fastest, and keeps to them."},
+    {"/train/winograd", FIELD_BOOL, AT(train.winograd), 0, NULL,
+     .derive = derive_winograd, .derive_text = "true where resources.gpus_per_rank is 0, else false",
+     .help = "CPUs only: 3×3 convolutions of stride 1 by Winograd's algorithm where it fits: faster, and rounds otherwise."},
     {"/train/log_every_steps", FIELD_INT64, AT(train.log_every_steps), 0, "10", 1, MAX_COUNT,
      .help = "Steps between two logged training losses."},
     {"/train/max_grad_norm", FIELD_NUMBER, AT(train.max_grad_norm), FIELD_NULLABLE | FIELD_MIN_OUT, "null", 0, 1e9,

@@ -95,7 +95,9 @@ static void probe_gpus(cJSON *doc)
 
 struct backend *device_backend(const struct jobspec *spec, struct comm *comm, int n_threads, struct err *e)
 {
-    return spec->resources.gpus_per_rank > 0 ? gpu_backend(spec, comm, e) : cpu_backend_create(n_threads, e);
+    const struct cpu_config cpu = {.n_threads = n_threads, .winograd = spec->train.winograd};
+
+    return spec->resources.gpus_per_rank > 0 ? gpu_backend(spec, comm, e) : cpu_backend_create(&cpu, e);
 }
 
 struct comm *device_comm(struct comm *comm, struct backend *be, struct err *e)

@@ -108,7 +108,7 @@ static void feed(struct model *m, const struct net_case *nc)
 static void start(struct model *m, struct comm *comm, const struct net_case *nc)
 {
     struct err e = ERR_INIT;
-    *m = (struct model){.comm = comm, .be = cpu_backend_create(1, &e)};
+    *m = (struct model){.comm = comm, .be = cpu_backend_create(&(struct cpu_config){.n_threads = 1}, &e)};
     struct row_split rows = {.rank = comm->rank, .size = comm->size, .total = nc->batch};
 
     for (int r = 0; r < comm->size; r++)

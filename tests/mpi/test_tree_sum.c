@@ -65,7 +65,8 @@ struct fixture {
 static struct fixture make(int32_t n_shards, int64_t n, enum dtype t, size_t out_bytes)
 {
     struct err e = ERR_INIT;
-    struct fixture f = {.comm = comm_mpi_create(TEST_TIMEOUT_MS, &e), .be = cpu_backend_create(1, &e)};
+    struct fixture f = {.comm = comm_mpi_create(TEST_TIMEOUT_MS, &e),
+                        .be = cpu_backend_create(&(struct cpu_config){.n_threads = 1}, &e)};
     struct tree_node roots[SHARDS_MAX_ROOTS];
     int32_t first, end;
 

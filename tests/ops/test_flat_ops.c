@@ -66,7 +66,7 @@ static void set_threads(int n)
 #ifndef BF_OPENMP
     n = 1;
 #endif
-    struct backend *be = cpu_backend_create(n, NULL);
+    struct backend *be = cpu_backend_create(&(struct cpu_config){.n_threads = n}, NULL);
 
     assert_non_null(be);
     be->ops->destroy(be);
@@ -361,7 +361,7 @@ static void test_vector_functions(void **state)
 
 static int setup(void **state)
 {
-    *state = cpu_backend_create(1, NULL);
+    *state = cpu_backend_create(&(struct cpu_config){.n_threads = 1}, NULL);
     return *state ? 0 : -1;
 }
 

@@ -257,7 +257,7 @@ static void test_forward_defines(void **state)
 
 static int setup(void **state)
 {
-    *state = cpu_backend_create(1, NULL);
+    *state = cpu_backend_create(&(struct cpu_config){.n_threads = 1, .winograd = true}, NULL);
     return *state ? 0 : -1;
 }
 

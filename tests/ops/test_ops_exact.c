@@ -3,6 +3,7 @@
  */
 #include "tests/ops/op_run.h"
 #include "worker/backend/cpu/cpu.h"
+#include "worker/backend/cpu/cpu_wino.h"
 
 #include <math.h>
 #include <setjmp.h>
@@ -18,7 +19,8 @@
 static struct backend *make_backend(int n_threads)
 {
     struct err e = ERR_INIT;
-    struct backend *be = cpu_backend_create(n_threads, &e);
+    struct backend *be =
+        cpu_backend_create(&(struct cpu_config){.n_threads = n_threads, .winograd = true}, &e);
 
     CHECK(be, "%s", e.msg);
     return be;
@@ -38,8 +40,9 @@ static struct backend *make_backend_with_threads(int n_threads)
     struct err e = ERR_INIT;
 
     if (n_threads > 1)
-        CHECK(!cpu_backend_create(n_threads, &e) && strstr(e.msg, "OpenMP"), "%d threads without OpenMP",
-              n_threads);
+        CHECK(!cpu_backend_create(&(struct cpu_config){.n_threads = n_threads}, &e) &&
+                  strstr(e.msg, "OpenMP"),
+              "%d threads without OpenMP", n_threads);
     return make_backend(1);
 #endif
 }
@@ -67,10 +70,17 @@ static void check_tensor(const struct op_run *a, const void *x, const void *y, c
         CHECK(memcmp(x, y, bytes) == 0, "%s: %s %d differ", a->spec->name, what, i);
 }
 
-/* Bitwise, but for convolutions by different numbers of threads (cpu_conv.c). */
+static bool by_winograd(const struct op_run *r)
+{
+    const struct conv_shape s = conv_shape_of(&r->node);
+
+    return r->spec->op == OP_CONV2D && wino_fits(&s);
+}
+
+/* Bitwise, but for oneDNN's convolutions by different numbers of threads (cpu_conv.c). */
 static void check_same(const struct op_run *a, const struct op_run *b, bool threads_differ)
 {
-    const bool rounding = threads_differ && a->spec->op == OP_CONV2D;
+    const bool rounding = threads_differ && a->spec->op == OP_CONV2D && !by_winograd(a);
     const unsigned mask = op_run_grad_mask(a);
 
     check_tensor(a, a->call.out, b->call.out, &a->node, rounding, "outputs", 0);
@@ -111,6 +121,75 @@ static void test_same_bits_when_repeated(void **state)
 }
 
 /* ------------------------------------------------------------------ dropout */
+
+/* The two algorithms compute the same convolution. Many channels and many samples, where sums are long. */
+static void test_winograd_rounds_little(void **state)
+{
+    static const int64_t shapes[][4] = {{40, 16, 16, 16}, {4, 9, 32, 48}, {2, 14, 256, 128}, {1, 6, 512, 16}};
+    struct err e = ERR_INIT;
+
+    (void)state;
+    for (size_t k = 0; k < sizeof shapes / sizeof *shapes; k++) {
+        const int64_t n = shapes[k][0], size = shapes[k][1], ci = shapes[k][2], co = shapes[k][3];
+        const struct op_case spec = {.name = "winograd",
+                                     .op = OP_CONV2D,
+                                     .attr.conv = {3, 1, 1, 1},
+                                     .n_inputs = 2,
+                                     .in = {{FILL_UNIT, shape4(n, size, size, ci)},
+                                            {FILL_UNIT, shape4(co, ci, 3, 3)}}};
+        struct backend *direct = cpu_backend_create(&(struct cpu_config){.n_threads = 1}, &e);
+        struct backend *winograd = make_backend(1);
+        struct op_run a, b;
+
+        run_whole(&a, winograd, &spec);
+        run_whole(&b, direct, &spec);
+        CHECK(by_winograd(&a), "shape %zu is not for Winograd", k);
+        CHECK(memcmp(a.call.out, b.call.out, (size_t)op_run_count(&a, -1) * sizeof(float)) != 0,
+              "shape %zu: one algorithm took the place of the other", k);
+        CHECK(op_distance(a.call.out, b.call.out, DTYPE_F32, op_run_count(&a, -1)) < 2e-6, "shape %zu: out",
+              k);
+        CHECK(op_distance(a.call.din[0], b.call.din[0], DTYPE_F32, op_run_count(&a, 0)) < 2e-6,
+              "shape %zu: dx", k);
+        CHECK(op_distance(a.call.din[1], b.call.din[1], DTYPE_F32, op_run_count(&a, 1)) < 1e-5,
+              "shape %zu: dw", k);
+        op_run_free(&a);
+        op_run_free(&b);
+        direct->ops->destroy(direct);
+        winograd->ops->destroy(winograd);
+    }
+}
+
+/* A sample's result and gradient do not know of the samples beside it. */
+static void test_winograd_by_sample(void **state)
+{
+    const struct op_case spec = {.name = "winograd",
+                                 .op = OP_CONV2D,
+                                 .attr.conv = {3, 1, 1, 1},
+                                 .n_inputs = 2,
+                                 .in = {{FILL_UNIT, shape4(7, 9, 9, 32)}, {FILL_UNIT, shape4(32, 32, 3, 3)}}};
+    struct op_case one = spec;
+    struct backend *be = make_backend(1);
+    const size_t bytes = 9 * 9 * 32 * sizeof(float);
+    struct op_run all, r;
+
+    (void)state;
+    one.in[0].shape.dims[0] = 1;
+    run_whole(&all, be, &spec);
+    op_run_init(&r, be, &one, 1);
+    op_run_want(&r, 1);
+    for (int i = 0; i < 7; i++) {
+        memcpy(r.call.in[0], (char *)all.call.in[0] + i * bytes, bytes);
+        memcpy(r.call.in[1], all.call.in[1], 32 * 32 * 9 * sizeof(float));
+        memcpy((void *)(uintptr_t)r.call.dout, (const char *)all.call.dout + i * bytes, bytes);
+        assert_int_equal(r.kernel->forward(&r.call, NULL), 0);
+        assert_int_equal(r.kernel->backward(&r.call, NULL), 0);
+        assert_memory_equal(r.call.out, (char *)all.call.out + i * bytes, bytes);
+        assert_memory_equal(r.call.din[0], (char *)all.call.din[0] + i * bytes, bytes);
+    }
+    op_run_free(&r);
+    op_run_free(&all);
+    be->ops->destroy(be);
+}
 
 static void test_dropout_rate(void **state)
 {
@@ -459,7 +538,7 @@ static void test_bad_input(void **state)
     expect_error(&r, "4 rows; the rank has 3");
     op_run_free(&r);
     be->ops->destroy(be);
-    assert_null(cpu_backend_create(0, &e));
+    assert_null(cpu_backend_create(&(struct cpu_config){.n_threads = 0}, &e));
     assert_non_null(strstr(e.msg, "0 threads"));
 }
 
@@ -493,6 +572,8 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_same_bits_for_any_threads),
         cmocka_unit_test(test_same_bits_when_repeated),
+        cmocka_unit_test(test_winograd_rounds_little),
+        cmocka_unit_test(test_winograd_by_sample),
         cmocka_unit_test(test_dropout_rate),
         cmocka_unit_test(test_dropout_draws),
         cmocka_unit_test(test_dropout_differs),

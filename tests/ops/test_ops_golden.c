@@ -232,7 +232,7 @@ static int setup(void **state)
     struct err e = ERR_INIT;
 
     *state = fx;
-    fx->be = cpu_backend_create(1, &e);
+    fx->be = cpu_backend_create(&(struct cpu_config){.n_threads = 1}, &e);
     for (int i = 0; i < N_FILES; i++) {
         char *path = xasprintf("%s/%s", TEST_DATA_DIR, names[i]);
         int rc = golden_read(&fx->files[i], path, &e);

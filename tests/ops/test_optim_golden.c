@@ -143,7 +143,7 @@ static int setup(void **state)
     struct err e = ERR_INIT;
 
     *state = fx;
-    fx->be = cpu_backend_create(1, &e);
+    fx->be = cpu_backend_create(&(struct cpu_config){.n_threads = 1}, &e);
     if (fx->be && golden_read(&fx->g, TEST_DATA_DIR "/optim.bin", &e) == 0)
         return 0;
     fprintf(stderr, "%s\n", e.msg);

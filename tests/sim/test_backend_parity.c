@@ -463,7 +463,7 @@ static int setup(void **state)
     const struct cuda_config cfg = {.deterministic = true};
     struct err e = ERR_INIT;
 
-    be[0] = cpu_backend_create(1, &e);
+    be[0] = cpu_backend_create(&(struct cpu_config){.n_threads = 1}, &e);
     be[1] = cuda_backend_create(&cfg, &e);
     *state = be;
     if (!be[1])

@@ -14,6 +14,7 @@ static const char *const may_differ[] = {
     "/batchformer/gather",
     "/train/epochs",
     "/train/autotune",
+    "/train/winograd",
     "/train/log_every_steps",
     "/eval",
     "/checkpoint",

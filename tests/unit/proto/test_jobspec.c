@@ -174,8 +174,10 @@ static void test_derived_defaults(void **state)
     struct jobspec s = good(doc, NULL);
     assert_int_equal(s.resources.max_ranks, 3);
     assert_false(s.train.autotune);
+    assert_true(s.train.winograd);
     s = good(minimal_with("resources.gpus_per_rank=1"), NULL);
     assert_true(s.train.autotune);
+    assert_false(s.train.winograd);
     doc = minimal_with("resources.gpus_per_rank=1");
     assert_int_equal(jobspec_set(doc, "train.autotune=false", NULL), 0);
     assert_false(good(doc, NULL).train.autotune);

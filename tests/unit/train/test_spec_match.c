@@ -28,11 +28,13 @@ static void free_fields(void **state)
 
     (void)state;
     assert_int_equal(match(base, &e), 0);
-    assert_int_equal(match("{\"name\":\"b\",\"seed\":1,\"data\":{\"format\":\"idx\",\"path\":\"/y\"},"
-                           "\"train\":{\"epochs\":9,\"batch_size\":32,\"autotune\":true},\"resources\":{"
-                           "\"ranks\":4,\"more\":1}}",
-                           &e),
-                     0);
+    assert_int_equal(
+        match(
+            "{\"name\":\"b\",\"seed\":1,\"data\":{\"format\":\"idx\",\"path\":\"/y\"},"
+            "\"train\":{\"epochs\":9,\"batch_size\":32,\"autotune\":true,\"winograd\":false},\"resources\":{"
+            "\"ranks\":4,\"more\":1}}",
+            &e),
+        0);
 }
 
 static void null_is_as_good_as_absent(void **state)

@@ -1,8 +1,8 @@
 /* cpu - the table of kernels, and memory, which is the host's own.
  *
- * A new operator is a row here and its functions in the file of its family: cpu_conv (pixels), cpu_norm,
- * cpu_layernorm, cpu_gemm, cpu_attention, cpu_elem, cpu_loss; cpu_flat has the optimiser's sweeps and dn is
- * the only file that knows oneDNN.
+ * A new operator is a row here and its functions in the file of its family: cpu_conv (pixels; cpu_wino
+ * convolves), cpu_norm, cpu_layernorm, cpu_gemm, cpu_attention, cpu_elem, cpu_loss; cpu_flat has the
+ * optimiser's sweeps and dn is the only file that knows oneDNN.
  */
 #include "worker/backend/cpu/cpu.h"
 #include <stdlib.h>
@@ -127,15 +127,16 @@ static int set_threads(int n_threads, struct err *e)
     return 0;
 }
 
-struct backend *cpu_backend_create(int n_threads, struct err *e)
+struct backend *cpu_backend_create(const struct cpu_config *cfg, struct err *e)
 {
     struct cpu_backend *c;
 
-    if (set_threads(n_threads, e) < 0)
+    if (set_threads(cfg->n_threads, e) < 0)
         return NULL;
     c = xcalloc(1, sizeof(*c));
     c->base.ops = &ops;
-    c->n_threads = n_threads;
+    c->n_threads = cfg->n_threads;
+    c->winograd = cfg->winograd;
     c->dn = dn_create(e);
     if (!c->dn) {
         free(c);

@@ -8,7 +8,12 @@
 
 #include "worker/engine/backend.h"
 
-/* n_threads >= 1: threads of every kernel. NULL on error. backend->ops->destroy() frees it. */
-struct backend *cpu_backend_create(int n_threads, struct err *e);
+struct cpu_config {
+    int n_threads; /* >= 1: of every kernel */
+    bool winograd; /* 3×3 convolutions may take Winograd's algorithm: faster, and rounds otherwise */
+};
+
+/* NULL on error. backend->ops->destroy() frees it. */
+struct backend *cpu_backend_create(const struct cpu_config *cfg, struct err *e);
 
 #endif

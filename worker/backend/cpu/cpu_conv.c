@@ -1,57 +1,99 @@
 /* cpu_conv - operators that look at pixels: convolution, max pooling, mean over pixels, the parameter-free
  * shortcut.
  *
- * Convolution is oneDNN's direct algorithm on NHWC activations (dn.h). It is repeatable for one number of
- * threads, but its bits may depend on that number: backward for weights splits its sum among the threads, and
- * oneDNN 3 cuts backward for data differently too (2.6 does not). oneDNN defines gradients only, so where one
- * is to be added to, it is made in scratch and added.
+ * Convolution is Winograd's algorithm (cpu_wino.h) where that fits and the backend may, else oneDNN's direct
+ * algorithm; both on NHWC activations. oneDNN's (dn.h) is repeatable for one number of threads, but its bits
+ * may depend on that number: backward for weights splits its sum among the threads, and oneDNN 3 cuts
+ * backward for data differently too (2.6 does not). oneDNN defines gradients only, so where one is to be
+ * added to, it is made in scratch and added.
  *
- * Scratch of conv2d: [dn's | gradient of x]. Letters: n samples, H×W and Ho×Wo pixels, C channels, k kernel.
+ * Scratch of conv2d: Winograd's, or [dn's | gradient of x]. Letters: n samples, H×W and Ho×Wo pixels, C
+ * channels, k kernel.
  */
+#include <stdlib.h>
 #include <string.h>
 #include "worker/backend/cpu/cpu_internal.h"
+#include "worker/backend/cpu/cpu_wino.h"
 
 /* ------------------------------------------------------------------ convolution */
 
-/* A rank without rows has no state: there is nothing to convolve. */
-KERNEL_PREPARE(conv2d)
-{
-    const struct conv_shape s = conv_shape_of(n);
-    struct dn_conv *conv;
+struct conv {
+    struct conv_shape shape;
+    struct dn_conv *dn; /* NULL: Winograd's algorithm */
+    int n_threads;
+};
 
-    if (s.n == 0)
-        return 0;
-    conv = dn_conv_create(cpu_of(be)->dn, &s, conv_passes_of(n), e);
-    if (!conv)
+static int prepare_direct(struct conv *v, struct dn *dn, const struct node *n, struct op_prep *p,
+                          struct err *e)
+{
+    v->dn = dn_conv_create(dn, &v->shape, conv_passes_of(n), e);
+    if (!v->dn)
         return -1;
-    p->state = conv;
-    p->scratch_bytes = align_up(dn_conv_scratch_bytes(conv));
+    p->scratch_bytes = align_up(dn_conv_scratch_bytes(v->dn));
     if (n->in[0]->needs_grad)
         p->scratch_bytes += (size_t)shape_count(n->in[0]->shape) * sizeof(float);
     return 0;
 }
 
+/* A rank without rows has no state: there is nothing to convolve. */
+KERNEL_PREPARE(conv2d)
+{
+    const struct cpu_backend *cpu = cpu_of(be);
+    struct conv *v;
+
+    if (n->shape.dims[0] == 0)
+        return 0;
+    v = xcalloc(1, sizeof(*v));
+    v->shape = conv_shape_of(n);
+    v->n_threads = cpu->n_threads;
+    if (cpu->winograd && wino_fits(&v->shape)) {
+        p->scratch_bytes = wino_scratch_bytes(&v->shape, conv_passes_of(n), v->n_threads);
+    } else if (prepare_direct(v, cpu->dn, n, p, e) < 0) {
+        free(v);
+        return -1;
+    }
+    p->state = v;
+    return 0;
+}
+
 void cpu_conv2d_release(void *state)
 {
-    dn_conv_destroy(state);
+    struct conv *v = state;
+
+    if (v)
+        dn_conv_destroy(v->dn);
+    free(v);
 }
 
 KERNEL_FORWARD(conv2d)
 {
-    return c->state ? dn_conv_forward(c->state, c->in[0], c->in[1], c->out, c->scratch, e) : 0;
+    const struct conv *v = c->state;
+
+    if (!v)
+        return 0;
+    if (v->dn)
+        return dn_conv_forward(v->dn, c->in[0], c->in[1], c->out, c->scratch, e);
+    wino_forward(&v->shape, c->in[0], c->in[1], c->out, c->scratch, v->n_threads);
+    return 0;
 }
 
 static int conv_grad_weights(const struct op_call *c, struct err *e)
 {
+    const struct conv *v = c->state;
     const int64_t count = shape_count(c->node->in[1]->shape);
     const float *dw;
 
-    if (!c->state) {
+    if (!v) {
         if (!acc_bit(c, 1))
             memset(c->din[1], 0, (size_t)count * sizeof(float));
         return 0;
     }
-    if (dn_conv_backward_weights(c->state, c->in[0], c->dout, c->scratch, &dw, e) < 0)
+    if (!v->dn) {
+        wino_backward_weights(&v->shape, c->in[0], c->dout, c->din[1], acc_bit(c, 1), c->scratch,
+                              v->n_threads);
+        return 0;
+    }
+    if (dn_conv_backward_weights(v->dn, c->in[0], c->dout, c->scratch, &dw, e) < 0)
         return -1;
     cpu_copy_or_add(c->din[1], dw, count, acc_bit(c, 1));
     return 0;
@@ -59,11 +101,16 @@ static int conv_grad_weights(const struct op_call *c, struct err *e)
 
 static int conv_grad_data(const struct op_call *c, struct err *e)
 {
+    const struct conv *v = c->state;
     float *dx = c->din[0];
 
+    if (!v->dn) {
+        wino_backward_data(&v->shape, c->dout, c->in[1], dx, acc_bit(c, 0), c->scratch, v->n_threads);
+        return 0;
+    }
     if (acc_bit(c, 0))
-        dx = (float *)((char *)c->scratch + align_up(dn_conv_scratch_bytes(c->state)));
-    if (dn_conv_backward_data(c->state, c->dout, c->in[1], dx, c->scratch, e) < 0)
+        dx = (float *)((char *)c->scratch + align_up(dn_conv_scratch_bytes(v->dn)));
+    if (dn_conv_backward_data(v->dn, c->dout, c->in[1], dx, c->scratch, e) < 0)
         return -1;
     if (acc_bit(c, 0))
         cpu_copy_or_add(c->din[0], dx, shape_count(c->node->in[0]->shape), true);

@@ -22,6 +22,7 @@ struct cpu_backend {
     struct backend base; /* first: a struct backend * is a struct cpu_backend * */
     struct dn *dn;
     int n_threads;
+    bool winograd; /* convolutions may take Winograd's algorithm */
 };
 
 static inline struct cpu_backend *cpu_of(struct backend *be)
