@@ -21,13 +21,13 @@ KERNEL_PREPARE(conv2d)
 
     if (s.n == 0)
         return 0;
-    conv = dn_conv_create(cpu_of(be)->dn, &s, conv_passes_of(n), e);
+    conv = dn_conv_create(cpu_of(be)->dn, &s, n->dtype, conv_passes_of(n), e);
     if (!conv)
         return -1;
     p->state = conv;
     p->scratch_bytes = align_up(dn_conv_scratch_bytes(conv));
     if (n->in[0]->needs_grad)
-        p->scratch_bytes += (size_t)shape_count(n->in[0]->shape) * sizeof(float);
+        p->scratch_bytes += (size_t)shape_count(n->in[0]->shape) * dtype_bytes(n->dtype);
     return 0;
 }
 
@@ -59,14 +59,14 @@ static int conv_grad_weights(const struct op_call *c, struct err *e)
 
 static int conv_grad_data(const struct op_call *c, struct err *e)
 {
-    float *dx = c->din[0];
+    void *dx = c->din[0];
 
     if (acc_bit(c, 0))
-        dx = (float *)((char *)c->scratch + align_up(dn_conv_scratch_bytes(c->state)));
+        dx = (char *)c->scratch + align_up(dn_conv_scratch_bytes(c->state));
     if (dn_conv_backward_data(c->state, c->dout, c->in[1], dx, c->scratch, e) < 0)
         return -1;
     if (acc_bit(c, 0))
-        cpu_copy_or_add(c->din[0], dx, shape_count(c->node->in[0]->shape), true);
+        cpu_write_or_add(c->din[0], dx, shape_count(c->node->in[0]->shape), c->node->dtype, true);
     return 0;
 }
 

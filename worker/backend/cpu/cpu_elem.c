@@ -4,8 +4,7 @@
  * index of the sample, so that a mask does not depend on how rows lie on ranks.
  */
 #include <string.h>
-#include "worker/backend/cpu/cpu_internal.h"
-#include "worker/backend/cpu/cpu_simd.h"
+#include "worker/backend/cpu/cpu_dtype.h"
 
 enum { ELEM_STEP = 4096 }; /* elements; a chunk is a multiple */
 
@@ -24,6 +23,40 @@ void cpu_copy_or_add(float *dst, const float *src, int64_t n, bool add)
 #pragma omp simd
         for (int64_t i = first; i < end; i++)
             dst[i] += src[i];
+    }
+}
+
+/* dst += src, elements first … end-1 of bf16. */
+static void add_range(void *dst, const void *src, int64_t first, int64_t end)
+{
+    for (int64_t i = first; i < end; i += VLEN) {
+        const int w = (int)min_i64(VLEN, end - i);
+        v16 a, b;
+
+        v16_get(&a, dst, i, w, DTYPE_BF16);
+        v16_get(&b, src, i, w, DTYPE_BF16);
+        a += b;
+        v16_put(dst, i, &a, w, DTYPE_BF16);
+    }
+}
+
+void cpu_write_or_add(void *dst, const void *src, int64_t n, enum dtype t, bool add)
+{
+    const struct chunks ch = chunks_make(n, ELEM_STEP);
+
+    if (t == DTYPE_F32) {
+        cpu_copy_or_add(dst, src, n, add);
+        return;
+    }
+#pragma omp parallel for schedule(static)
+    for (int k = 0; k < ch.n; k++) {
+        const int64_t first = chunk_first(&ch, k), end = chunk_end(&ch, k);
+
+        if (add)
+            add_range(dst, src, first, end);
+        else
+            memcpy((uint16_t *)dst + first, (const uint16_t *)src + first,
+                   (size_t)(end - first) * sizeof(uint16_t));
     }
 }
 

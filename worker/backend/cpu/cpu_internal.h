@@ -101,6 +101,8 @@ static inline void cpu_put(float *dst, double v, bool add)
 
 /* dst = src, or dst += src; n floats. */
 void cpu_copy_or_add(float *dst, const float *src, int64_t n, bool add);
+/* Likewise; n elements of type t, f32 or bf16. */
+void cpu_write_or_add(void *dst, const void *src, int64_t n, enum dtype t, bool add);
 
 /* c (m,n) = op(a)·op(b) + beta·c, row-major, ta/tb 'N' or 'T', op(a) (m,k), op(b) (k,n); the same bits for
  * every number of threads. Any of m, n, k may be 0. */
