@@ -83,6 +83,16 @@ static ALWAYS_INLINE void v16_put(void *p, int64_t at, const v16 *v, int w, enum
             to[i] = h[i];
 }
 
+static ALWAYS_INLINE float element_of(const void *p, int64_t at, enum dtype t)
+{
+    v16 v;
+
+    if (t != DTYPE_BF16)
+        return ((const float *)p)[at];
+    v16_get(&v, p, at, 1, t);
+    return v[0];
+}
+
 /* f(…, t) with a constant t. */
 #define FOR_DTYPE(t, f, ...)                                                                                 \
     do {                                                                                                     \
@@ -127,6 +137,23 @@ static inline void narrow(const float *src, void *p, int64_t at, int64_t n, bool
         }
         v16_put(p, at + i, &v, w, DTYPE_BF16);
     }
+}
+
+/* dst = elements at … of p, and the other way. */
+static inline void as_floats(float *dst, const void *p, int64_t at, int64_t n, enum dtype t)
+{
+    if (t == DTYPE_BF16)
+        widen(p, at, n, dst);
+    else
+        memcpy(dst, (const float *)p + at, (size_t)n * sizeof(*dst));
+}
+
+static inline void from_floats(void *p, int64_t at, const float *src, int64_t n, enum dtype t)
+{
+    if (t == DTYPE_BF16)
+        narrow(src, p, at, n, false);
+    else
+        memcpy((float *)p + at, src, (size_t)n * sizeof(*src));
 }
 
 /* n <= BLOCK_FLOATS elements of p to read: p itself, or a copy in buf. */
