@@ -156,3 +156,8 @@ struct backend *cpu_backend_create(int n_threads, struct err *e)
     c->ops.bf16 = dn_has_bf16(c->dn);
     return &c->base;
 }
+
+const char *cpu_isa(void)
+{
+    return dn_isa();
+}
