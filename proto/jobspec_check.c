@@ -149,11 +149,10 @@ static bool bitwise_gpu(const struct jobspec *s, char *message, size_t cap)
            SAY("\"bitwise\" found, \"default\" is accepted while resources.gpus_per_rank is not 0");
 }
 
-static bool precision_needs_gpu(const struct jobspec *s, char *message, size_t cap)
+static bool tf32_needs_gpu(const struct jobspec *s, char *message, size_t cap)
 {
-    return s->train.precision != PRECISION_FP32 && s->resources.gpus_per_rank == 0 &&
-           SAY("\"%s\" found, \"fp32\" is accepted while resources.gpus_per_rank is 0",
-               s->train.precision == PRECISION_TF32 ? "tf32" : "bf16");
+    return s->train.precision == PRECISION_TF32 && s->resources.gpus_per_rank == 0 &&
+           SAY("\"tf32\" found, \"fp32\" or \"bf16\" is accepted while resources.gpus_per_rank is 0");
 }
 
 static bool autotune_needs_gpu(const struct jobspec *s, char *message, size_t cap)
@@ -277,7 +276,7 @@ static const struct check checks[] = {
     {"/train/micro_shards", {"/train/micro_shards", "/train/determinism", "/train/batch_size"}, shards_over_batch},
     {"/train/micro_shards", {"/train", "/resources/max_ranks", "/resources/ranks"}, shards_under_ranks},
     {"/train/determinism", {"/train/determinism", "/resources/gpus_per_rank"}, bitwise_gpu},
-    {"/train/precision", {"/train/precision", "/resources/gpus_per_rank"}, precision_needs_gpu},
+    {"/train/precision", {"/train/precision", "/resources/gpus_per_rank"}, tf32_needs_gpu},
     {"/train/autotune", {"/train/autotune", "/resources/gpus_per_rank"}, autotune_needs_gpu},
     {"/train/winograd", {"/train/winograd", "/resources/gpus_per_rank"}, winograd_needs_cpu},
     {"/model/norm", {"/model/norm", "/train/determinism"}, bitwise_norm},

@@ -278,7 +278,7 @@ const struct field jobspec_fields[] = {
     {"/train/batch_size", FIELD_INT64, AT(train.batch_size), 0, NULL, 1, MAX_BATCH,
      .help = "Rows of the global mini-batch, whatever the number of ranks."},
     {"/train/precision", FIELD_ENUM, AT(train.precision), 0, "\"fp32\"", .choices = precisions,
-     .help = "Number format of activations and products; weights, their gradients and sums are fp32. tf32 and bf16 need GPUs."},
+     .help = "Number format of activations and products; weights, their gradients and sums are fp32. tf32 needs GPUs, and bf16 on CPUs AVX-512."},
     {"/train/determinism", FIELD_ENUM, AT(train.determinism), 0, "\"default\"", .choices = determinisms,
      .help = "default: equal within tolerance for every number of ranks; bitwise: the same bits for every number."},
     {"/train/micro_shards", FIELD_INT, AT(train.micro_shards), 0, NULL, 1, MAX_BATCH,

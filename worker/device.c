@@ -93,11 +93,24 @@ static void probe_gpus(cJSON *doc)
 
 #endif
 
+static struct backend *cpu_backend(const struct jobspec *spec, int n_threads, struct err *e)
+{
+    const struct cpu_config cfg = {.n_threads = n_threads, .winograd = spec->train.winograd};
+    struct backend *be = cpu_backend_create(&cfg, e);
+
+    if (!be || be->ops->bf16 || spec->train.precision != PRECISION_BF16)
+        return be;
+    err_set_kind(e, ERR_SPEC,
+                 "/train/precision: \"bf16\" found, \"fp32\" is accepted on this host: bf16 needs a CPU with "
+                 "AVX-512, and this one has %s",
+                 cpu_isa());
+    be->ops->destroy(be);
+    return NULL;
+}
+
 struct backend *device_backend(const struct jobspec *spec, struct comm *comm, int n_threads, struct err *e)
 {
-    const struct cpu_config cpu = {.n_threads = n_threads, .winograd = spec->train.winograd};
-
-    return spec->resources.gpus_per_rank > 0 ? gpu_backend(spec, comm, e) : cpu_backend_create(&cpu, e);
+    return spec->resources.gpus_per_rank > 0 ? gpu_backend(spec, comm, e) : cpu_backend(spec, n_threads, e);
 }
 
 struct comm *device_comm(struct comm *comm, struct backend *be, struct err *e)

@@ -5,15 +5,12 @@
  * The optimisers' sweeps over flat ranges are compared as well.
  *
  * $BF_PARITY_SKIP names operators to leave out, with commas: under a sanitizer those that are the vendor's.
- *
- * In bf16 the CPU computes in f32 from inputs that were rounded to bf16, so that only the rounding of results
- * and of what lies between differs.
+ * In bf16 the CPU computes in f32 (op_pair.h).
  */
-#include "tests/ops/op_run.h"
+#include "tests/ops/op_pair.h"
 #include "worker/backend/cpu/cpu.h"
 #include "worker/backend/cuda/cuda.h"
 
-#include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -24,245 +21,7 @@
 
 enum { SKIPPED = 77 };
 
-/* Inputs that are activations; the others stay f32, f64 or i32. */
-static unsigned activations(enum op op)
-{
-    switch (op) {
-    case OP_BN_APPLY:
-        return 1u << 0 | 1u << 6;
-    case OP_ATTENTION:
-    case OP_ADD:
-        return 3;
-    case OP_CONCAT_ROWS:
-        return 255;
-    default:
-        return 1;
-    }
-}
-
-/* An op_run of the CPU and the same node on the device. */
-struct pair {
-    struct op_run cpu;
-    struct backend *be;
-    const struct kernel *kernel;
-    enum dtype t; /* of activations */
-    bool f32_kv;  /* the gradient of attention's keys and values is f32, as where they were gathered */
-    struct node node, in_nodes[OP_MAX_INPUTS];
-    struct op_prep prep;
-    struct op_call call;
-};
-
-static double tolerance(const struct pair *p)
-{
-    return p->t == DTYPE_F32 ? 1e-5 : 2e-2;
-}
-
-static uint16_t to_bf16(float f)
-{
-    uint32_t bits;
-
-    memcpy(&bits, &f, sizeof bits);
-    return (uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
-}
-
-static float from_bf16(uint16_t h)
-{
-    uint32_t bits = (uint32_t)h << 16;
-    float f;
-
-    memcpy(&f, &bits, sizeof f);
-    return f;
-}
-
-static void round_to_bf16(float *x, int64_t n)
-{
-    for (int64_t i = 0; i < n; i++)
-        x[i] = from_bf16(to_bf16(x[i]));
-}
-
-static void ok(const struct pair *p, int rc, const struct err *e, const char *what)
-{
-    CHECK(rc == 0, "%s (%s): %s: %s", p->cpu.spec->name, dtype_name(p->t), what, e->msg);
-}
-
-static void *device_alloc(struct pair *p, size_t bytes)
-{
-    struct err e = ERR_INIT;
-    void *d = p->be->ops->mem_alloc(p->be, bytes, &e);
-
-    ok(p, d ? 0 : -1, &e, "memory");
-    p->be->ops->poison(p->be, d, bytes);
-    return d;
-}
-
-/* A tensor of the host to the device, as type t where it is f32. */
-static void send(struct pair *p, void *dst, const void *src, enum dtype host, enum dtype t, int64_t n)
-{
-    struct err e = ERR_INIT;
-
-    if (host != DTYPE_F32 || t == DTYPE_F32) {
-        ok(p, p->be->ops->upload(p->be, dst, src, (size_t)n * dtype_bytes(host), &e), &e, "upload");
-        return;
-    }
-    uint16_t *h = xmalloc((size_t)n * sizeof *h + 1);
-    for (int64_t i = 0; i < n; i++)
-        h[i] = to_bf16(((const float *)src)[i]);
-    ok(p, p->be->ops->upload(p->be, dst, h, (size_t)n * sizeof *h, &e), &e, "upload");
-    free(h);
-}
-
-/* The other way; malloc'ed, f32 where the device has bf16. */
-static void *fetch(struct pair *p, const void *src, enum dtype t, int64_t n)
-{
-    struct err e = ERR_INIT;
-    void *raw = xmalloc((size_t)n * dtype_bytes(t) + 8);
-
-    ok(p, p->be->ops->download(p->be, raw, src, (size_t)n * dtype_bytes(t), &e), &e, "download");
-    if (t != DTYPE_BF16)
-        return raw;
-    float *f = xmalloc((size_t)n * sizeof *f + 1);
-    for (int64_t i = 0; i < n; i++)
-        f[i] = from_bf16(((uint16_t *)raw)[i]);
-    free(raw);
-    return f;
-}
-
-/* factor: the device's values are so many times the CPU's. */
-static void compare(struct pair *p, const char *what, int i, const void *dev, enum dtype t, const void *cpu,
-                    enum dtype cpu_type, int64_t n, double factor)
-{
-    void *host = fetch(p, dev, t, n);
-
-    for (int64_t k = 0; factor != 1 && k < n; k++)
-        op_set_value(host, cpu_type, k, op_value(host, cpu_type, k) / factor);
-    double d = op_distance(host, cpu, cpu_type, n);
-    CHECK(d <= tolerance(p), "%s (%s): %s %d differs by %.2e of its norm", p->cpu.spec->name,
-          dtype_name(p->t), what, i, d);
-    free(host);
-}
-
-static void make_nodes(struct pair *p)
-{
-    struct err e = ERR_INIT;
-    const struct op_run *r = &p->cpu;
-
-    p->node = r->node;
-    for (int i = 0; i < r->node.n_inputs; i++) {
-        p->in_nodes[i] = *r->node.in[i];
-        if (activations(r->spec->op) >> i & 1 && p->in_nodes[i].dtype == DTYPE_F32)
-            p->in_nodes[i].dtype = p->t;
-        p->in_nodes[i].grad_dtype = p->f32_kv && i == 1 ? DTYPE_F32 : p->in_nodes[i].dtype;
-        p->node.in[i] = &p->in_nodes[i];
-    }
-    ok(p, op_table[r->spec->op].infer(&p->node, &e), &e, "shape rule");
-    p->node.grad_dtype = p->node.dtype;
-}
-
-static void pair_init(struct pair *p, struct backend *cpu, struct backend *gpu, const struct op_case *spec,
-                      enum dtype t, bool f32_kv)
-{
-    struct err e = ERR_INIT;
-
-    *p = (struct pair){.be = gpu, .kernel = &gpu->ops->kernels[spec->op], .t = t, .f32_kv = f32_kv};
-    op_run_init(&p->cpu, cpu, spec, 1);
-    for (int i = 0; t == DTYPE_BF16 && i < spec->n_inputs; i++)
-        if (activations(spec->op) >> i & 1)
-            round_to_bf16(p->cpu.call.in[i], op_run_count(&p->cpu, i));
-    make_nodes(p);
-    CHECK(p->kernel->forward, "%s: the CUDA backend has no kernel", spec->name);
-    if (p->kernel->prepare)
-        ok(p, p->kernel->prepare(gpu, &p->node, &p->prep, &e), &e, "prepare");
-    p->call = (struct op_call){
-        .node = &p->node, .state = p->prep.state, .step = &p->cpu.step, .rows = &p->cpu.rows};
-    ok(p, gpu->ops->set_step(gpu, &p->cpu.step, &e), &e, "step");
-    p->call.aux = device_alloc(p, p->prep.aux_bytes);
-    p->call.scratch = device_alloc(p, p->prep.scratch_bytes);
-    p->call.out = device_alloc(p, (size_t)op_run_count(&p->cpu, -1) * dtype_bytes(p->node.dtype));
-    for (int i = 0; i < spec->n_inputs; i++) {
-        int64_t n = op_run_count(&p->cpu, i);
-        p->call.in[i] = device_alloc(p, (size_t)n * dtype_bytes(p->in_nodes[i].dtype));
-        send(p, p->call.in[i], p->cpu.call.in[i], p->cpu.node.in[i]->dtype, p->in_nodes[i].dtype, n);
-    }
-}
-
-static void pair_free(struct pair *p)
-{
-    void (*const drop)(struct backend *, void *) = p->be->ops->mem_free;
-
-    for (int i = 0; i < p->node.n_inputs; i++) {
-        drop(p->be, p->call.in[i]);
-        drop(p->be, p->call.din[i]);
-    }
-    drop(p->be, p->call.aux);
-    drop(p->be, p->call.scratch);
-    drop(p->be, p->call.out);
-    drop(p->be, (void *)(uintptr_t)p->call.dout);
-    if (p->kernel->release)
-        p->kernel->release(p->prep.state);
-    op_run_free(&p->cpu);
-}
-
-static void check_forward(struct pair *p)
-{
-    struct err e = ERR_INIT;
-    const struct op_run *r = &p->cpu;
-
-    op_run_forward(&p->cpu);
-    ok(p, p->kernel->forward(&p->call, &e), &e, "forward");
-    compare(p, "output", -1, p->call.out, p->node.dtype, r->call.out, r->node.dtype, op_run_count(r, -1), 1);
-    for (int i = 4; r->spec->op == OP_BN_APPLY && i < 6; i++)
-        compare(p, "running statistic", i, p->call.in[i], DTYPE_F32, r->call.in[i], DTYPE_F32,
-                op_run_count(r, i), 1);
-}
-
-static void run_backward(struct pair *p, unsigned acc)
-{
-    struct err e = ERR_INIT;
-
-    p->call.acc = acc;
-    p->be->ops->poison(p->be, p->call.scratch, p->prep.scratch_bytes);
-    ok(p, p->kernel->backward(&p->call, &e), &e, "backward");
-}
-
-/* Gradients as they come, and then once more on top of themselves. */
-static void check_backward(struct pair *p)
-{
-    struct op_run *r = &p->cpu;
-    const unsigned mask = op_run_grad_mask(r);
-    const int64_t n_out = op_run_count(r, -1);
-
-    op_run_want(r, mask);
-    op_run_fill_dout(r, 2);
-    if (p->node.grad_dtype == DTYPE_BF16)
-        round_to_bf16((float *)(uintptr_t)r->call.dout, n_out);
-    op_run_backward(r);
-    void *dout = device_alloc(p, (size_t)n_out * dtype_bytes(p->node.grad_dtype));
-    send(p, dout, r->call.dout, r->node.dtype, p->node.grad_dtype, n_out);
-    p->call.dout = dout;
-    for (int i = 0; i < r->node.n_inputs; i++)
-        if (mask >> i & 1)
-            p->call.din[i] =
-                device_alloc(p, (size_t)op_run_count(r, i) * dtype_bytes(p->in_nodes[i].grad_dtype));
-    for (int twice = 0; twice < 2; twice++) {
-        run_backward(p, twice ? mask : 0);
-        for (int i = 0; i < r->node.n_inputs; i++)
-            if (mask >> i & 1)
-                compare(p, twice ? "added gradient" : "gradient", i, p->call.din[i],
-                        p->in_nodes[i].grad_dtype, r->call.din[i], r->node.in[i]->dtype, op_run_count(r, i),
-                        1 + twice);
-    }
-}
-
-static void check_case(struct backend **be, const struct op_case *spec, enum dtype t, bool f32_kv)
-{
-    struct pair p;
-
-    pair_init(&p, be[0], be[1], spec, t, f32_kv);
-    check_forward(&p);
-    if (op_run_grad_mask(&p.cpu))
-        check_backward(&p);
-    pair_free(&p);
-}
+static const double BF16_TOLERANCE = 2e-2;
 
 static bool skipped(enum op op)
 {
@@ -279,7 +38,7 @@ static void test_f32(void **state)
 {
     for (size_t i = 0; i < n_op_cases; i++)
         if (!skipped(op_cases[i].op))
-            check_case(*state, &op_cases[i], DTYPE_F32, false);
+            op_pair_check(*state, &op_cases[i], DTYPE_F32, false, 1e-5);
 }
 
 static void test_bf16(void **state)
@@ -287,9 +46,9 @@ static void test_bf16(void **state)
     for (size_t i = 0; i < n_op_cases; i++) {
         if (skipped(op_cases[i].op))
             continue;
-        check_case(*state, &op_cases[i], DTYPE_BF16, false);
-        if (op_cases[i].op == OP_ATTENTION)
-            check_case(*state, &op_cases[i], DTYPE_BF16, true);
+        op_pair_check(*state, &op_cases[i], DTYPE_BF16, false, BF16_TOLERANCE);
+        if (op_takes_gathered(op_cases[i].op))
+            op_pair_check(*state, &op_cases[i], DTYPE_BF16, true, BF16_TOLERANCE);
     }
 }
 

@@ -142,9 +142,6 @@ int shards_begin(struct compiler *c, struct err *e)
     struct program *p = c->p;
     const struct row_split *r = &c->g->rows;
 
-    for (int i = 0; i < c->n; i++)
-        if (c->g->nodes[i]->dtype == DTYPE_BF16)
-            return err_set(e, "%s is bf16: the bitwise mode computes in f32", c->g->nodes[i]->name);
     ASSERT(r->n_shards <= SHARDS_MAX && r->n_shards <= r->total && r->n_shards >= r->size);
     p->sharded = xcalloc(1, sizeof *p->sharded);
     p->sharded->sum = tree_sum_create(p->cfg.comm, p->cfg.backend, r->n_shards);
@@ -183,7 +180,7 @@ size_t shards_value_bytes(const struct compiler *c, int i)
 
 size_t shards_grad_bytes(const struct compiler *c, int i)
 {
-    size_t one = compile_node_bytes(c->g->nodes[i]);
+    size_t one = compile_grad_bytes(c->g->nodes[i]);
     bool tree = c->spread[i].kind == SPREAD_SHARED || c->spread[i].kind == SPREAD_ALL;
 
     return tree ? align_up(one) * (size_t)shards_n_roots(c) : one;
@@ -221,13 +218,14 @@ static void want_temp(struct compiler *c, int i)
     size_t forward = 0, backward = 0;
 
     if (is_collective(n)) {
-        backward = align_up(compile_node_bytes(n->in[0])); /* where the result is added to what is there */
+        /* where the result is added to what is there, or rounded to another type */
+        backward = align_up((size_t)shape_count(n->in[0]->shape) * dtype_bytes(n->grad_dtype));
     } else if (any_in_pieces(c, i)) {
         if (c->spread[i].kind == SPREAD_PARTIAL)
             forward = shards_temp_bytes(c, i, compile_node_bytes(n));
         for (int k = 0; k < n->n_inputs; k++)
             if (shards_is_tree_gradient(c, i, k))
-                backward += shards_temp_bytes(c, i, compile_node_bytes(n->in[k]));
+                backward += shards_temp_bytes(c, i, compile_grad_bytes(n->in[k]));
     }
     s->temp_bytes = forward > s->temp_bytes ? forward : s->temp_bytes;
     s->temp_bytes = backward > s->temp_bytes ? backward : s->temp_bytes;

@@ -59,17 +59,17 @@ static char *slot(const struct compiler *c, const struct partial *t, int i)
     return i < shards_n_roots(c) ? root(t, i) : t->temp + (size_t)(i - shards_n_roots(c)) * t->slot_bytes;
 }
 
-/* The roots of a value or gradient that lie one behind the other from `base`. */
-static struct partial roots_at(char *base, const struct node *n)
+/* The roots of n's value or gradient, of type t, that lie one behind the other from `base`. */
+static struct partial roots_at(char *base, const struct node *n, enum dtype t)
 {
-    size_t bytes = align_up(compile_node_bytes(n));
+    size_t count = (size_t)shape_count(n->shape), bytes = align_up(count * dtype_bytes(t));
 
-    return (struct partial){base, bytes, base + bytes, NULL, bytes, (size_t)shape_count(n->shape), n->dtype};
+    return (struct partial){base, bytes, base + bytes, NULL, bytes, count, t};
 }
 
 static struct partial grad_roots(const struct compiler *c, const struct node *n)
 {
-    struct partial t = roots_at(compile_item(c, n->id, ITEM_GRAD), n);
+    struct partial t = roots_at(compile_item(c, n->id, ITEM_GRAD), n, n->grad_dtype);
 
     if (n->op == OP_PARAM) {
         t.first = (char *)n->param->grad;
@@ -198,13 +198,13 @@ static void emit_forward(struct compiler *c, int i)
     struct sums sums = {.n = 0};
 
     if (n->op == OP_ALL_REDUCE) {
-        struct partial roots = roots_at(compile_item(c, n->in[0]->id, ITEM_VALUE), n->in[0]);
+        struct partial roots = roots_at(compile_item(c, n->in[0]->id, ITEM_VALUE), n->in[0], n->in[0]->dtype);
         emit_sum(c, l, INSTR_ALL_REDUCE, &roots, c->p->steps[i].call.out);
     } else if (!shards_in_pieces(c, i, OP_WHOLE_FORWARD)) {
         append_run(l, INSTR_FORWARD, c->p->steps[i].kernel, &c->p->steps[i].call);
     } else {
         if (c->spread[i].kind == SPREAD_PARTIAL) {
-            sums.v[0] = roots_at(compile_item(c, i, ITEM_VALUE), n);
+            sums.v[0] = roots_at(compile_item(c, i, ITEM_VALUE), n, n->dtype);
             sums.v[0].temp = temp_at(c);
             sums.which[sums.n++] = -1;
         }
@@ -219,12 +219,17 @@ static void emit_collective_backward(struct compiler *c, int i, struct instr_lis
     const struct node *n = c->g->nodes[i], *x = n->in[0];
     const struct op_call *call = &c->p->steps[i].call;
     struct partial roots = grad_roots(c, n);
-    void *dst = call->acc & 1 ? temp_at(c) : call->din[0];
+    const bool adds = call->acc & 1, rounds = x->grad_dtype != n->grad_dtype;
+    void *dst = adds || rounds ? temp_at(c) : call->din[0];
 
     emit_sum(c, l, n->op == OP_ALL_GATHER ? INSTR_REDUCE_SCATTER : INSTR_ALL_REDUCE, &roots, dst);
     l->v[l->n - 1].sum.width = shape_count(n->shape) / n->shape.dims[0];
-    if (call->acc & 1)
-        append_add(l, call->din[0], dst, (size_t)shape_count(x->shape), x->dtype);
+    if (adds || rounds)
+        append_add(l, call->din[0], dst, (size_t)shape_count(x->shape), x->grad_dtype);
+    if (rounds) {
+        l->v[l->n - 1].kind = INSTR_FROM_F32;
+        l->v[l->n - 1].add.defines = !adds;
+    }
 }
 
 /* A node over SHARED values: its adjoint is applied to each root. */
@@ -264,7 +269,7 @@ static void emit_backward(struct compiler *c, int i)
                 continue;
             sums.v[sums.n] = grad_roots(c, n->in[k]);
             sums.v[sums.n].temp = temp;
-            temp += shards_temp_bytes(c, i, compile_node_bytes(n->in[k]));
+            temp += shards_temp_bytes(c, i, compile_grad_bytes(n->in[k]));
             sums.which[sums.n++] = k;
         }
         emit_pieces(c, i, l, INSTR_BACKWARD, &sums);

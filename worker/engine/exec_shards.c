@@ -14,6 +14,8 @@ static int run_one(struct program *p, const struct instr *in, struct err *e)
         return in->run.kernel->backward(&in->run.call, e);
     case INSTR_ADD:
         return be->ops->accumulate(be, in->add.dst, in->add.src, in->add.n, in->add.dtype, e);
+    case INSTR_FROM_F32:
+        return be->ops->from_f32(be, in->add.dst, in->add.dtype, in->add.src, in->add.n, !in->add.defines, e);
     case INSTR_ALL_REDUCE:
         return tree_all_reduce(s->sum, in->sum.parts, in->sum.dst, in->sum.n, in->sum.dtype, s->stage, e);
     case INSTR_REDUCE_SCATTER:

@@ -19,7 +19,14 @@ struct death {
     size_t offset, bytes;
 };
 
-enum instr_kind { INSTR_FORWARD, INSTR_BACKWARD, INSTR_ADD, INSTR_ALL_REDUCE, INSTR_REDUCE_SCATTER };
+enum instr_kind {
+    INSTR_FORWARD,
+    INSTR_BACKWARD,
+    INSTR_ADD,
+    INSTR_FROM_F32,
+    INSTR_ALL_REDUCE,
+    INSTR_REDUCE_SCATTER
+};
 
 /* One thing that a node does in micro-shards. */
 struct instr {
@@ -29,11 +36,12 @@ struct instr {
             const struct kernel *kernel;
             struct op_call call;
         } run;
-        struct { /* ADD: dst += src, n elements */
+        struct { /* ADD: dst += src, n elements; FROM_F32: likewise, or dst = src, from f32 to dst's type */
             void *dst;
             const void *src;
             size_t n;
-            enum dtype dtype;
+            enum dtype dtype; /* of dst */
+            bool defines;     /* FROM_F32: dst = src */
         } add;
         struct { /* ALL_REDUCE: the sum of all roots (n elements each) → dst; REDUCE_SCATTER: own rows of it
                   */

@@ -1,8 +1,8 @@
 /* cpu - the table of kernels, and memory, which is the host's own.
  *
- * A new operator is a row here and its functions in the file of its family: cpu_conv (pixels; cpu_wino
- * convolves), cpu_norm, cpu_layernorm, cpu_gemm, cpu_attention, cpu_elem, cpu_loss; cpu_flat has the
- * optimiser's sweeps and dn is the only file that knows oneDNN.
+ * A new operator is a row here and its functions in the file of its family: cpu_conv (pixels; cpu_wino convolves), cpu_norm,
+ * cpu_layernorm, cpu_gemm, cpu_attention, cpu_elem, cpu_loss. Kernels that know f32 only get bf16 activations
+ * through cpu_wide. cpu_flat has the optimiser's sweeps, and dn is the only file that knows oneDNN.
  */
 #include "worker/backend/cpu/cpu.h"
 #include <stdlib.h>
@@ -14,9 +14,10 @@ static const struct kernel kernels[OP_COUNT] = {
     [OP_BN_STATS] = {cpu_bn_stats_prepare, NULL, cpu_bn_stats_forward, cpu_bn_stats_backward},
     [OP_BN_APPLY] = {cpu_bn_apply_prepare, NULL, cpu_bn_apply_forward, cpu_bn_apply_backward},
     [OP_BN_INFER] = {cpu_bn_infer_prepare, NULL, cpu_bn_infer_forward, NULL},
-    [OP_LAYERNORM] = {cpu_layernorm_prepare, NULL, cpu_layernorm_forward, cpu_layernorm_backward},
-    [OP_LINEAR] = {NULL, NULL, cpu_linear_forward, cpu_linear_backward},
-    [OP_ATTENTION] = {cpu_attention_prepare, NULL, cpu_attention_forward, cpu_attention_backward},
+    [OP_LAYERNORM] = {cpu_wide_prepare, cpu_wide_release, cpu_wide_forward, cpu_wide_backward},
+    [OP_LINEAR] = {cpu_wide_prepare, cpu_wide_release, cpu_wide_forward, cpu_wide_backward},
+    [OP_ATTENTION] = {cpu_wide_prepare, cpu_wide_release, cpu_wide_forward, cpu_wide_backward},
+    [OP_CAST] = {NULL, NULL, cpu_cast_forward, cpu_cast_backward},
     [OP_ACT] = {NULL, NULL, cpu_act_forward, cpu_act_backward},
     [OP_ADD] = {NULL, NULL, cpu_add_forward, cpu_add_backward},
     [OP_DROPOUT] = {NULL, NULL, cpu_dropout_forward, cpu_dropout_backward},
@@ -25,7 +26,7 @@ static const struct kernel kernels[OP_COUNT] = {
     [OP_CONCAT_ROWS] = {NULL, NULL, cpu_concat_rows_forward, cpu_concat_rows_backward},
     [OP_SLICE_ROWS] = {NULL, NULL, cpu_slice_rows_forward, cpu_slice_rows_backward},
     [OP_SHORTCUT_PAD] = {NULL, NULL, cpu_shortcut_pad_forward, cpu_shortcut_pad_backward},
-    [OP_SOFTMAX_XENT] = {cpu_softmax_xent_prepare, NULL, cpu_softmax_xent_forward, cpu_softmax_xent_backward},
+    [OP_SOFTMAX_XENT] = {cpu_wide_prepare, cpu_wide_release, cpu_wide_forward, cpu_wide_backward},
 };
 
 static void *mem_alloc(struct backend *be, size_t bytes, struct err *e)
@@ -68,8 +69,8 @@ static int accumulate(struct backend *be, void *dst, const void *src, size_t n, 
 {
     (void)be;
     (void)e;
-    if (t == DTYPE_F32) {
-        cpu_copy_or_add(dst, src, (int64_t)n, true);
+    if (t == DTYPE_F32 || t == DTYPE_BF16) {
+        cpu_write_or_add(dst, src, (int64_t)n, t, true);
     } else if (t == DTYPE_F64) {
         for (size_t i = 0; i < n; i++)
             ((double *)dst)[i] += ((const double *)src)[i];
@@ -80,7 +81,16 @@ static int accumulate(struct backend *be, void *dst, const void *src, size_t n, 
     return 0;
 }
 
-/* All bits one: NaN in both float formats, -1 in integers. */
+static int from_f32(struct backend *be, void *dst, enum dtype t, const float *src, size_t n, bool add,
+                    struct err *e)
+{
+    (void)be;
+    (void)e;
+    cpu_cast(dst, t, src, DTYPE_F32, (int64_t)n, add);
+    return 0;
+}
+
+/* All bits one: NaN in all float formats, -1 in integers. */
 static void poison(struct backend *be, void *dst, size_t bytes)
 {
     (void)be;
@@ -109,6 +119,7 @@ static const struct backend_ops ops = {
     .zero = zero,
     .copy = copy,
     .accumulate = accumulate,
+    .from_f32 = from_f32,
     .poison = poison,
     .destroy = destroy,
 };
@@ -134,7 +145,8 @@ struct backend *cpu_backend_create(const struct cpu_config *cfg, struct err *e)
     if (set_threads(cfg->n_threads, e) < 0)
         return NULL;
     c = xcalloc(1, sizeof(*c));
-    c->base.ops = &ops;
+    c->ops = ops;
+    c->base.ops = &c->ops;
     c->n_threads = cfg->n_threads;
     c->winograd = cfg->winograd;
     c->dn = dn_create(e);
@@ -142,5 +154,11 @@ struct backend *cpu_backend_create(const struct cpu_config *cfg, struct err *e)
         free(c);
         return NULL;
     }
+    c->ops.bf16 = dn_has_bf16(c->dn);
     return &c->base;
+}
+
+const char *cpu_isa(void)
+{
+    return dn_isa();
 }

@@ -12,7 +12,7 @@
  */
 #include <stdlib.h>
 #include <string.h>
-#include "worker/backend/cpu/cpu_internal.h"
+#include "worker/backend/cpu/cpu_dtype.h"
 #include "worker/backend/cpu/cpu_wino.h"
 
 /* ------------------------------------------------------------------ convolution */
@@ -26,12 +26,12 @@ struct conv {
 static int prepare_direct(struct conv *v, struct dn *dn, const struct node *n, struct op_prep *p,
                           struct err *e)
 {
-    v->dn = dn_conv_create(dn, &v->shape, conv_passes_of(n), e);
+    v->dn = dn_conv_create(dn, &v->shape, n->dtype, conv_passes_of(n), e);
     if (!v->dn)
         return -1;
     p->scratch_bytes = align_up(dn_conv_scratch_bytes(v->dn));
     if (n->in[0]->needs_grad)
-        p->scratch_bytes += (size_t)shape_count(n->in[0]->shape) * sizeof(float);
+        p->scratch_bytes += (size_t)shape_count(n->in[0]->shape) * dtype_bytes(n->dtype);
     return 0;
 }
 
@@ -73,7 +73,7 @@ KERNEL_FORWARD(conv2d)
         return 0;
     if (v->dn)
         return dn_conv_forward(v->dn, c->in[0], c->in[1], c->out, c->scratch, e);
-    wino_forward(&v->shape, c->in[0], c->in[1], c->out, c->scratch, v->n_threads);
+    wino_forward(&v->shape, c->node->dtype, c->in[0], c->in[1], c->out, c->scratch, v->n_threads);
     return 0;
 }
 
@@ -89,8 +89,8 @@ static int conv_grad_weights(const struct op_call *c, struct err *e)
         return 0;
     }
     if (!v->dn) {
-        wino_backward_weights(&v->shape, c->in[0], c->dout, c->din[1], acc_bit(c, 1), c->scratch,
-                              v->n_threads);
+        wino_backward_weights(&v->shape, c->node->dtype, c->in[0], c->dout, c->din[1], acc_bit(c, 1),
+                              c->scratch, v->n_threads);
         return 0;
     }
     if (dn_conv_backward_weights(v->dn, c->in[0], c->dout, c->scratch, &dw, e) < 0)
@@ -102,18 +102,19 @@ static int conv_grad_weights(const struct op_call *c, struct err *e)
 static int conv_grad_data(const struct op_call *c, struct err *e)
 {
     const struct conv *v = c->state;
-    float *dx = c->din[0];
+    void *dx = c->din[0];
 
     if (!v->dn) {
-        wino_backward_data(&v->shape, c->dout, c->in[1], dx, acc_bit(c, 0), c->scratch, v->n_threads);
+        wino_backward_data(&v->shape, c->node->dtype, c->dout, c->in[1], dx, acc_bit(c, 0), c->scratch,
+                           v->n_threads);
         return 0;
     }
     if (acc_bit(c, 0))
-        dx = (float *)((char *)c->scratch + align_up(dn_conv_scratch_bytes(v->dn)));
+        dx = (char *)c->scratch + align_up(dn_conv_scratch_bytes(v->dn));
     if (dn_conv_backward_data(v->dn, c->dout, c->in[1], dx, c->scratch, e) < 0)
         return -1;
     if (acc_bit(c, 0))
-        cpu_copy_or_add(c->din[0], dx, shape_count(c->node->in[0]->shape), true);
+        cpu_write_or_add(c->din[0], dx, shape_count(c->node->in[0]->shape), c->node->dtype, true);
     return 0;
 }
 
@@ -131,19 +132,29 @@ enum {
     POOL_KERNEL_MAX = 255, /* a place in the window fits 16 bits */
 };
 
-/* aux: the place of each maximum within its window, row-major, 16 bits. */
+/* Bytes of a row of input pixels as floats. */
+static size_t pool_row_bytes(const struct node *n)
+{
+    const int64_t *x = n->in[0]->shape.dims;
+
+    return align_up((size_t)(x[2] * x[3]) * sizeof(float));
+}
+
+/* aux: the place of each maximum within its window, row-major, 16 bits. Scratch (backward): a row of pixels
+ * for each thread. */
 KERNEL_PREPARE(maxpool)
 {
     const int k = n->attr.conv.kernel, pad = n->attr.conv.pad;
 
-    (void)be;
     if (k > POOL_KERNEL_MAX)
         return err_set(e, "max pooling with kernel %d; accepted: 1 to %d", k, POOL_KERNEL_MAX);
     if (pad > k / 2)
         return err_set(
             e, "max pooling with kernel %d and padding %d; accepted: padding 0 to %d (no empty window)", k,
             pad, k / 2);
+    p->state = be; /* borrowed: tells how many threads have scratch */
     p->aux_bytes = (size_t)shape_count(n->shape) * sizeof(uint16_t);
+    p->scratch_bytes = (size_t)cpu_of(be)->n_threads * pool_row_bytes(n);
     return 0;
 }
 
@@ -172,32 +183,32 @@ static struct window window_at(const struct node *n, int64_t oy, int64_t ox)
     return (struct window){oy * s - pad, ox * s - pad, x[1], x[2], x[3], n->attr.conv.kernel};
 }
 
-/* Channels [c0, c0+w) of one output pixel; x is the sample. */
-static void pool_pixel(const struct window *v, const float *x, int64_t c0, int64_t w, float *out,
-                       uint16_t *place)
+/* Channels [c0, c0+w) of the output pixel whose elements begin at `at`; the sample's begin at x0. */
+static void pool_pixel(const struct window *v, const void *x, int64_t x0, int64_t c0, int64_t w, void *out,
+                       int64_t at, uint16_t *place, enum dtype t)
 {
-    float best[POOL_BLOCK];
-    int32_t at[POOL_BLOCK];
+    float best[POOL_BLOCK], in[POOL_BLOCK];
+    int32_t which[POOL_BLOCK];
     bool first = true;
 
     for (int64_t y = max_i64(v->y0, 0); y < min_i64(v->y0 + v->k, v->H); y++) {
         for (int64_t z = max_i64(v->x0, 0); z < min_i64(v->x0 + v->k, v->W); z++) {
-            const float *p = x + (y * v->W + z) * v->C + c0;
+            const float *p = block_of(x, x0 + (y * v->W + z) * v->C + c0, w, t, in);
             const int32_t here = (int32_t)((y - v->y0) * v->k + (z - v->x0));
 
             if (first) {
                 memcpy(best, p, (size_t)w * sizeof(*best));
                 for (int64_t j = 0; j < w; j++)
-                    at[j] = here;
+                    which[j] = here;
                 first = false;
             } else {
-                pool_update(p, w, here, best, at);
+                pool_update(p, w, here, best, which);
             }
         }
     }
-    memcpy(out, best, (size_t)w * sizeof(*out));
+    from_floats(out, at + c0, best, w, t);
     for (int64_t j = 0; j < w; j++)
-        place[j] = (uint16_t)at[j];
+        place[at + c0 + j] = (uint16_t)which[j];
 }
 
 KERNEL_FORWARD(maxpool)
@@ -205,9 +216,6 @@ KERNEL_FORWARD(maxpool)
     const struct node *n = c->node;
     const int64_t *d = n->shape.dims, pixels = d[1] * d[2], C = d[3];
     const int64_t in_stride = d[0] ? shape_count(n->in[0]->shape) / d[0] : 0;
-    const float *x = c->in[0];
-    float *y = c->out;
-    uint16_t *place = c->aux;
 
     (void)e;
 #pragma omp parallel for schedule(static)
@@ -215,25 +223,47 @@ KERNEL_FORWARD(maxpool)
         const struct window v = window_at(n, i % pixels / d[2], i % d[2]);
 
         for (int64_t c0 = 0; c0 < C; c0 += POOL_BLOCK)
-            pool_pixel(&v, x + i / pixels * in_stride, c0, min_i64(POOL_BLOCK, C - c0), y + i * C + c0,
-                       place + i * C + c0);
+            pool_pixel(&v, c->in[0], i / pixels * in_stride, c0, min_i64(POOL_BLOCK, C - c0), c->out, i * C,
+                       c->aux, n->dtype);
     }
     return 0;
 }
 
-/* Adds the gradients of one sample to where its maxima came from. */
-static void pool_scatter(const struct node *n, const float *dy, const uint16_t *place, float *dx)
+/* row (W,C) += w channels of an output pixel's dy, to where its maxima came from, if that is row `ky` of its
+ * window. */
+static void pool_spread(const struct window *v, int64_t ky, const float *dy, const uint16_t *place,
+                        float *row, int64_t w)
+{
+    for (int64_t z = max_i64(v->x0, 0); z < min_i64(v->x0 + v->k, v->W); z++) {
+        const uint16_t here = (uint16_t)(ky * v->k + (z - v->x0));
+        float *to = row + z * v->C;
+
+#pragma omp simd
+        for (int64_t j = 0; j < w; j++)
+            to[j] = place[j] == here ? to[j] + dy[j] : to[j];
+    }
+}
+
+/* row (W,C) += the gradients that reach input row y of a sample, whose output pixels are dy and place. */
+static void pool_grad_row(const struct node *n, int64_t y, const void *dy, int64_t at, const uint16_t *place,
+                          float *row)
 {
     const int64_t *d = n->shape.dims, C = d[3];
-    const int k = n->attr.conv.kernel;
+    const int s = n->attr.conv.stride, pad = n->attr.conv.pad, k = n->attr.conv.kernel;
+    const int64_t first = max_i64(ceil_div(y + pad - k + 1, s), 0), last = min_i64((y + pad) / s, d[1] - 1);
+    float grad[POOL_BLOCK];
 
-    for (int64_t i = 0; i < d[1] * d[2]; i++) {
-        const struct window v = window_at(n, i / d[2], i % d[2]);
+    for (int64_t oy = first; oy <= last; oy++) {
+        for (int64_t ox = 0; ox < d[2]; ox++) {
+            struct window v = window_at(n, oy, ox);
+            const int64_t p = (oy * d[2] + ox) * C;
 
-        for (int64_t j = 0; j < C; j++) {
-            int64_t y = v.y0 + place[i * C + j] / k, x = v.x0 + place[i * C + j] % k;
+            for (int64_t c0 = 0; c0 < C; c0 += POOL_BLOCK) {
+                const int64_t w = min_i64(POOL_BLOCK, C - c0);
 
-            dx[(y * v.W + x) * C + j] += dy[i * C + j];
+                pool_spread(&v, y - v.y0, block_of(dy, at + p + c0, w, n->dtype, grad), place + at + p + c0,
+                            row + c0, w);
+            }
         }
     }
 }
@@ -241,69 +271,83 @@ static void pool_scatter(const struct node *n, const float *dy, const uint16_t *
 KERNEL_BACKWARD(maxpool)
 {
     const struct node *n = c->node;
-    const int64_t rows = n->shape.dims[0];
-    const int64_t in_stride = rows ? shape_count(n->in[0]->shape) / rows : 0;
-    const int64_t out_stride = rows ? shape_count(n->shape) / rows : 0;
-    const float *dy = c->dout;
-    const uint16_t *place = c->aux;
-    float *dx = c->din[0];
+    const int64_t *x = n->in[0]->shape.dims, width = x[2] * x[3], out = shape_count(n->shape);
+    const bool add = acc_bit(c, 0);
 
     (void)e;
-    if (!dx)
+    if (!c->din[0])
         return 0;
-#pragma omp parallel for schedule(static)
-    for (int64_t i = 0; i < rows; i++) {
-        if (!acc_bit(c, 0))
-            memset(dx + i * in_stride, 0, (size_t)in_stride * sizeof(*dx));
-        pool_scatter(n, dy + i * out_stride, place + i * out_stride, dx + i * in_stride);
+#pragma omp parallel for schedule(static) num_threads(cpu_of(c->state)->n_threads)
+    for (int64_t i = 0; i < x[0] * x[1]; i++) {
+        float *row = (float *)((char *)c->scratch + (size_t)cpu_thread_idx() * pool_row_bytes(n));
+
+        if (add)
+            as_floats(row, c->din[0], i * width, width, n->dtype);
+        else
+            memset(row, 0, (size_t)width * sizeof(*row));
+        pool_grad_row(n, i % x[1], c->dout, i / x[1] * (out / x[0]), c->aux, row);
+        from_floats(c->din[0], i * width, row, width, n->dtype);
     }
     return 0;
 }
 
 /* ------------------------------------------------------------------ mean over pixels */
 
+/* Channels [c0, c0+w) of one sample's mean; the sample's elements begin at x0. */
+static void mean_block(const void *x, int64_t x0, int64_t pixels, int64_t C, int64_t c0, int64_t w, void *out,
+                       int64_t at, enum dtype t)
+{
+    const float inv = 1.0f / (float)pixels;
+    float sum[POOL_BLOCK] = {0}, in[POOL_BLOCK];
+
+    for (int64_t p = 0; p < pixels; p++) {
+        const float *v = block_of(x, x0 + p * C + c0, w, t, in);
+
+#pragma omp simd
+        for (int64_t j = 0; j < w; j++)
+            sum[j] += v[j];
+    }
+    for (int64_t j = 0; j < w; j++)
+        sum[j] *= inv;
+    from_floats(out, at + c0, sum, w, t);
+}
+
 KERNEL_FORWARD(mean_spatial)
 {
     const int64_t *d = c->node->in[0]->shape.dims, pixels = d[1] * d[2], C = d[3];
-    const float inv = 1.0f / (float)pixels, *x = c->in[0];
-    float *out = c->out;
 
     (void)e;
 #pragma omp parallel for schedule(static)
-    for (int64_t i = 0; i < d[0]; i++) {
-        float *y = out + i * C;
-
-        memset(y, 0, (size_t)C * sizeof(*y));
-        for (int64_t p = 0; p < pixels; p++) {
-            const float *v = x + (i * pixels + p) * C;
-
-#pragma omp simd
-            for (int64_t j = 0; j < C; j++)
-                y[j] += v[j];
-        }
-        for (int64_t j = 0; j < C; j++)
-            y[j] *= inv;
-    }
+    for (int64_t i = 0; i < d[0]; i++)
+        for (int64_t c0 = 0; c0 < C; c0 += POOL_BLOCK)
+            mean_block(c->in[0], i * pixels * C, pixels, C, c0, min_i64(POOL_BLOCK, C - c0), c->out, i * C,
+                       c->node->dtype);
     return 0;
 }
 
 KERNEL_BACKWARD(mean_spatial)
 {
     const int64_t *d = c->node->in[0]->shape.dims, pixels = d[1] * d[2], C = d[3];
-    const float inv = 1.0f / (float)pixels, *dout = c->dout;
+    const enum dtype t = c->node->dtype;
+    const float inv = 1.0f / (float)pixels;
     const bool add = acc_bit(c, 0);
-    float *dx = c->din[0];
 
     (void)e;
-    if (!dx)
+    if (!c->din[0])
         return 0;
 #pragma omp parallel for schedule(static)
     for (int64_t i = 0; i < d[0] * pixels; i++) {
-        const float *g = dout + i / pixels * C;
+        for (int64_t c0 = 0; c0 < C; c0 += POOL_BLOCK) {
+            const int64_t w = min_i64(POOL_BLOCK, C - c0), at = i * C + c0;
+            float in[POOL_BLOCK], out[POOL_BLOCK];
+            const float *g = block_of(c->dout, i / pixels * C + c0, w, t, in);
+            float *dx = block_for(c->din[0], at, w, t, out, add);
 
 #pragma omp simd
-        for (int64_t j = 0; j < C; j++)
-            dx[i * C + j] = (add ? dx[i * C + j] : 0.0f) + g[j] * inv;
+            for (int64_t j = 0; j < w; j++)
+                dx[j] = (add ? dx[j] : 0.0f) + g[j] * inv;
+            block_done(c->din[0], at, w, t, dx);
+        }
     }
     return 0;
 }
@@ -335,26 +379,46 @@ static int64_t shortcut_source(const struct shortcut *s, int64_t i)
 KERNEL_FORWARD(shortcut_pad)
 {
     const struct shortcut s = shortcut_of(c->node);
-    const float *x = c->in[0];
-    float *y = c->out;
+    const size_t size = dtype_bytes(c->node->dtype), channels = (size_t)s.Co * size;
+    const char *x = c->in[0];
+    char *y = c->out;
 
     (void)e;
 #pragma omp parallel for schedule(static)
     for (int64_t i = 0; i < s.n * s.Ho * s.Wo; i++) {
-        float *v = y + i * s.Co;
+        char *v = y + (size_t)i * channels;
 
-        memset(v, 0, (size_t)s.Co * sizeof(*v));
-        memcpy(v + s.front, x + shortcut_source(&s, i), (size_t)s.C * sizeof(*v));
+        memset(v, 0, channels);
+        memcpy(v + (size_t)s.front * size, x + (size_t)shortcut_source(&s, i) * size, (size_t)s.C * size);
     }
     return 0;
+}
+
+/* Output pixels [first, end): what each is a copy of gets its gradient added. */
+static ALWAYS_INLINE void shortcut_grad(const struct shortcut *s, const void *dy, void *dx, int64_t first,
+                                        int64_t end, enum dtype t)
+{
+    for (int64_t p = first; p < end; p++) {
+        const int64_t from = p * s->Co + s->front, to = shortcut_source(s, p);
+
+        for (int64_t j = 0; j < s->C; j += VLEN) {
+            const int w = (int)min_i64(VLEN, s->C - j);
+            v16 g, d;
+
+            v16_get(&g, dy, from + j, w, t);
+            v16_get(&d, dx, to + j, w, t);
+            d += g;
+            v16_put(dx, to + j, &d, w, t);
+        }
+    }
 }
 
 KERNEL_BACKWARD(shortcut_pad)
 {
     const struct shortcut s = shortcut_of(c->node);
-    const int64_t in_stride = s.H * s.W * s.C, pixels = s.Ho * s.Wo;
-    const float *dy = c->dout;
-    float *dx = c->din[0];
+    const int64_t pixels = s.Ho * s.Wo;
+    const size_t in_bytes = (size_t)(s.H * s.W * s.C) * dtype_bytes(c->node->dtype);
+    char *dx = c->din[0];
 
     (void)e;
     if (!dx)
@@ -362,15 +426,8 @@ KERNEL_BACKWARD(shortcut_pad)
 #pragma omp parallel for schedule(static)
     for (int64_t i = 0; i < s.n; i++) {
         if (!acc_bit(c, 0))
-            memset(dx + i * in_stride, 0, (size_t)in_stride * sizeof(*dx));
-        for (int64_t p = i * pixels; p < (i + 1) * pixels; p++) {
-            const float *g = dy + p * s.Co + s.front;
-            float *d = dx + shortcut_source(&s, p);
-
-#pragma omp simd
-            for (int64_t j = 0; j < s.C; j++)
-                d[j] += g[j];
-        }
+            memset(dx + (size_t)i * in_bytes, 0, in_bytes);
+        FOR_DTYPE(c->node->dtype, shortcut_grad, &s, c->dout, dx, i * pixels, (i + 1) * pixels);
     }
     return 0;
 }

@@ -19,7 +19,8 @@
 #include "worker/engine/backend.h"
 
 struct cpu_backend {
-    struct backend base; /* first: a struct backend * is a struct cpu_backend * */
+    struct backend base;    /* first: a struct backend * is a struct cpu_backend * */
+    struct backend_ops ops; /* what base.ops is; bf16 is what this CPU can do */
     struct dn *dn;
     int n_threads;
     bool winograd; /* convolutions may take Winograd's algorithm */
@@ -102,6 +103,10 @@ static inline void cpu_put(float *dst, double v, bool add)
 
 /* dst = src, or dst += src; n floats. */
 void cpu_copy_or_add(float *dst, const float *src, int64_t n, bool add);
+/* Likewise; n elements of type t, f32 or bf16. */
+void cpu_write_or_add(void *dst, const void *src, int64_t n, enum dtype t, bool add);
+/* dst = src, or dst += src, from one of the types f32 and bf16 to the other or the same; n elements. */
+void cpu_cast(void *dst, enum dtype to, const void *src, enum dtype from, int64_t n, bool add);
 
 /* c (m,n) = op(a)·op(b) + beta·c, row-major, ta/tb 'N' or 'T', op(a) (m,k), op(b) (k,n); the same bits for
  * every number of threads. Any of m, n, k may be 0. */
@@ -140,6 +145,11 @@ KERNEL_FORWARD(mean_spatial);
 KERNEL_BACKWARD(mean_spatial);
 KERNEL_FORWARD(shortcut_pad);
 KERNEL_BACKWARD(shortcut_pad);
+/* cpu_wide.c: layernorm, linear, attention and softmax_xent, f32 and bf16 */
+KERNEL_PREPARE(wide);
+void cpu_wide_release(void *state);
+KERNEL_FORWARD(wide);
+KERNEL_BACKWARD(wide);
 /* cpu_norm.c, cpu_layernorm.c */
 KERNEL_PREPARE(bn_stats);
 KERNEL_FORWARD(bn_stats);
@@ -160,6 +170,8 @@ KERNEL_PREPARE(attention);
 KERNEL_FORWARD(attention);
 KERNEL_BACKWARD(attention);
 /* cpu_elem.c */
+KERNEL_FORWARD(cast);
+KERNEL_BACKWARD(cast);
 KERNEL_FORWARD(act);
 KERNEL_BACKWARD(act);
 KERNEL_FORWARD(add);

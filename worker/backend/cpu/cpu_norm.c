@@ -16,12 +16,14 @@
  * gives the gradient of the sums, the all-reduce adds it up over ranks, bn_stats adds its share to dx.
  * Nothing is special about the synchronised case.
  *
+ * x, y and their gradients are f32 or bf16 (cpu_dtype.h); a block function gets a tensor, and the index of
+ * its first element there. Coefficients are f32, sums as above, whatever the type.
+ *
  * Letters: M rows (all but the last dimension), C channels.
  */
 #include <math.h>
 #include <string.h>
-#include "worker/backend/cpu/cpu_internal.h"
-#include "worker/backend/cpu/cpu_simd.h"
+#include "worker/backend/cpu/cpu_dtype.h"
 
 enum { SUM_ROWS = 64 };
 
@@ -60,24 +62,25 @@ static int64_t block_rows(const struct samples *sm, int64_t r)
 
 /* ------------------------------------------------------------------ statistics */
 
-/* s1 += Σ(x-pivot), s2 += Σ(x-pivot)² over a block. Two sums each hide the latency of an addition. */
-static ALWAYS_INLINE void stats_block(const float *x, int64_t rows, int64_t ld, const float *pivot,
-                                      double *s1, double *s2, int nv, int w)
+/* s1 += Σ(x-pivot), s2 += Σ(x-pivot)² over the block at `at`; the pivots are at `pivot`. Two sums each hide
+ * the latency of an addition. */
+static ALWAYS_INLINE void stats_block(const void *x, int64_t at, int64_t rows, int64_t ld, int64_t pivot,
+                                      double *s1, double *s2, enum dtype t, int nv, int w)
 {
     v16 k[WIDE], a[WIDE], b[WIDE], qa[WIDE], qb[WIDE], v;
     int64_t r = 0;
 
     for (int i = 0; i < nv; i++) {
-        v16_load(&k[i], pivot + i * VLEN, w);
+        v16_get(&k[i], x, pivot + i * VLEN, w, t);
         a[i] = b[i] = qa[i] = qb[i] = (v16){0};
     }
-    for (; r + 1 < rows; r += 2, x += 2 * ld) {
+    for (; r + 1 < rows; r += 2, at += 2 * ld) {
         for (int i = 0; i < nv; i++) {
-            v16_load(&v, x + i * VLEN, w);
+            v16_get(&v, x, at + i * VLEN, w, t);
             v -= k[i];
             a[i] += v;
             qa[i] += v * v;
-            v16_load(&v, x + ld + i * VLEN, w);
+            v16_get(&v, x, at + ld + i * VLEN, w, t);
             v -= k[i];
             b[i] += v;
             qb[i] += v * v;
@@ -85,7 +88,7 @@ static ALWAYS_INLINE void stats_block(const float *x, int64_t rows, int64_t ld, 
     }
     for (int i = 0; i < nv; i++) {
         if (r < rows) {
-            v16_load(&v, x + i * VLEN, w);
+            v16_get(&v, x, at + i * VLEN, w, t);
             v -= k[i];
             a[i] += v;
             qa[i] += v * v;
@@ -98,24 +101,33 @@ static ALWAYS_INLINE void stats_block(const float *x, int64_t rows, int64_t ld, 
 }
 
 /* Adds Σx and Σx² of the sample that begins at row r0 to part[0…C-1] and part[C…2C-1]; tmp holds 2C. */
-static void stats_sample(const struct samples *sm, const float *x, int64_t r0, double *tmp, double *part)
+static ALWAYS_INLINE void stats_sample(const struct samples *sm, const void *x, int64_t r0, double *tmp,
+                                       double *part, enum dtype t)
 {
-    const int64_t C = sm->C;
-    const float *pivot = x + r0 * C;
+    const int64_t C = sm->C, pivot = r0 * C;
     const double n = (double)sm->rows;
 
     memset(tmp, 0, (size_t)(2 * C) * sizeof(*tmp));
     for (int64_t r = r0; r < r0 + sm->rows; r += SUM_ROWS) {
         const int64_t rows = block_rows(sm, r);
 
-        FOR_CHANNEL_BLOCKS(j, C, stats_block, x + r * C + j, rows, C, pivot + j, tmp + j, tmp + C + j);
+        FOR_CHANNEL_BLOCKS(j, C, stats_block, x, r * C + j, rows, C, pivot + j, tmp + j, tmp + C + j, t);
     }
     for (int64_t j = 0; j < C; j++) {
-        double k = pivot[j], s1 = tmp[j], s2 = tmp[C + j];
+        double k = element_of(x, pivot + j, t), s1 = tmp[j], s2 = tmp[C + j];
 
         part[j] += s1 + n * k;
         part[C + j] += s2 + 2 * k * s1 + n * k * k;
     }
+}
+
+/* The sums of chunk k; tmp and part are this chunk's. */
+static ALWAYS_INLINE void stats_chunk(const struct samples *sm, int k, const void *x, double *tmp,
+                                      double *part, enum dtype t)
+{
+    memset(part, 0, (size_t)(2 * sm->C) * sizeof(*part));
+    for (int64_t r = first_row(sm, k); r < end_row(sm, k); r += sm->rows)
+        stats_sample(sm, x, r, tmp, part, t);
 }
 
 /* Scratch: for each chunk its sums and a sample's, 4C doubles. */
@@ -137,71 +149,71 @@ KERNEL_FORWARD(bn_stats)
 
     (void)e;
 #pragma omp parallel for schedule(static)
-    for (int k = 0; k < sm.chunks.n; k++) {
-        memset(part + k * 2 * C, 0, (size_t)(2 * C) * sizeof(*part));
-        for (int64_t r = first_row(&sm, k); r < end_row(&sm, k); r += sm.rows)
-            stats_sample(&sm, c->in[0], r, tmp + k * 2 * C, part + k * 2 * C);
-    }
+    for (int k = 0; k < sm.chunks.n; k++)
+        FOR_DTYPE(c->node->in[0]->dtype, stats_chunk, &sm, k, c->in[0], tmp + k * 2 * C, part + k * 2 * C);
     cpu_sum_parts(part, sm.chunks.n, 2 * C, c->out);
     return 0;
 }
 
-/* dx = or += a + b·(x - pivot) for a block; a, b from the gradient of the sums. */
-static ALWAYS_INLINE void stats_grad_block(const float *x, float *dx, int64_t rows, int64_t ld,
-                                           const float *pivot, const double *d1, const double *d2, bool add,
-                                           int nv, int w)
+/* dx = or += a + b·(x - pivot) for the block at `at`; a, b from the gradient of the sums. */
+static ALWAYS_INLINE void stats_grad_block(const void *x, void *dx, int64_t at, int64_t rows, int64_t ld,
+                                           int64_t pivot, const double *d1, const double *d2, bool add,
+                                           enum dtype t, int nv, int w)
 {
     v16 a[WIDE], b[WIDE], k[WIDE], v, old;
 
     for (int i = 0; i < nv; i++) {
         float ta[VLEN] = {0}, tb[VLEN] = {0};
 
+        v16_get(&k[i], x, pivot + i * VLEN, w, t);
         for (int l = 0; l < w; l++) {
             int j = i * VLEN + l;
 
-            ta[l] = (float)(d1[j] + 2 * pivot[j] * d2[j]);
+            ta[l] = (float)(d1[j] + 2 * k[i][l] * d2[j]);
             tb[l] = (float)(2 * d2[j]);
         }
         v16_load(&a[i], ta, VLEN);
         v16_load(&b[i], tb, VLEN);
-        v16_load(&k[i], pivot + i * VLEN, w);
     }
-    for (int64_t r = 0; r < rows; r++, x += ld, dx += ld) {
+    for (int64_t r = 0; r < rows; r++, at += ld) {
         for (int i = 0; i < nv; i++) {
-            v16_load(&v, x + i * VLEN, w);
+            v16_get(&v, x, at + i * VLEN, w, t);
             v = a[i] + b[i] * (v - k[i]);
             if (add) {
-                v16_load(&old, dx + i * VLEN, w);
+                v16_get(&old, dx, at + i * VLEN, w, t);
                 v += old;
             }
-            v16_store(dx + i * VLEN, &v, w);
+            v16_put(dx, at + i * VLEN, &v, w, t);
         }
+    }
+}
+
+static ALWAYS_INLINE void stats_grad_chunk(const struct samples *sm, int chunk, const void *x, void *dx,
+                                           const double *d1, const double *d2, bool add, enum dtype t)
+{
+    const int64_t C = sm->C;
+
+    for (int64_t r = first_row(sm, chunk), rows; r < end_row(sm, chunk); r += rows) {
+        const int64_t pivot = (r - r % sm->rows) * C;
+
+        rows = block_rows(sm, r);
+        FOR_CHANNEL_BLOCKS(j, C, stats_grad_block, x, dx, r * C + j, rows, C, pivot + j, d1 + j, d2 + j, add,
+                           t);
     }
 }
 
 KERNEL_BACKWARD(bn_stats)
 {
     const struct samples sm = samples_of(c->node->in[0]->shape);
-    const int64_t C = sm.C;
-    const float *x = c->in[0];
-    const double *d1 = c->dout, *d2 = d1 + C;
+    const double *d1 = c->dout, *d2 = d1 + sm.C;
     const bool add = acc_bit(c, 0);
-    float *dx = c->din[0];
 
     (void)e;
-    if (!dx)
+    if (!c->din[0])
         return 0;
 #pragma omp parallel for schedule(static)
-    for (int k = 0; k < sm.chunks.n; k++) {
-        for (int64_t r = first_row(&sm, k), rows; r < end_row(&sm, k); r += rows) {
-            const float *pivot = x + (r - r % sm.rows) * C;
-            const int64_t at = r * C;
-
-            rows = block_rows(&sm, r);
-            FOR_CHANNEL_BLOCKS(j, C, stats_grad_block, x + at + j, dx + at + j, rows, C, pivot + j, d1 + j,
-                               d2 + j, add);
-        }
-    }
+    for (int k = 0; k < sm.chunks.n; k++)
+        FOR_DTYPE(c->node->in[0]->dtype, stats_grad_chunk, &sm, k, c->in[0], c->din[0], d1, d2, add);
     return 0;
 }
 
@@ -236,51 +248,53 @@ static void moments(const double *sums, int64_t C, int64_t j, double count, doub
     *var = fmax(sums[C + j] / count - *mean * *mean, 0);
 }
 
-/* k is at the block's first channel. */
-static ALWAYS_INLINE void apply_block(const float *x, const float *res, float *y, int64_t rows, int64_t ld,
-                                      struct bn_coef k, bool relu, int nv, int w)
+/* k is at the block's first channel, `at` its first element. */
+static ALWAYS_INLINE void apply_block(const void *x, const void *res, void *y, int64_t at, int64_t rows,
+                                      int64_t ld, struct bn_coef k, bool relu, enum dtype t, int nv, int w)
 {
-    v16 mean[WIDE], scale[WIDE], shift[WIDE], v, t;
+    v16 mean[WIDE], scale[WIDE], shift[WIDE], v, old;
 
     for (int i = 0; i < nv; i++) {
         v16_load(&mean[i], k.mean + i * VLEN, w);
         v16_load(&scale[i], k.scale + i * VLEN, w);
         v16_load(&shift[i], k.shift + i * VLEN, w);
     }
-    for (int64_t r = 0; r < rows * ld; r += ld) {
+    for (int64_t r = 0; r < rows; r++, at += ld) {
         for (int i = 0; i < nv; i++) {
-            v16_load(&v, x + r + i * VLEN, w);
+            v16_get(&v, x, at + i * VLEN, w, t);
             v = (v - mean[i]) * scale[i] + shift[i];
             if (res) {
-                v16_load(&t, res + r + i * VLEN, w);
-                v += t;
+                v16_get(&old, res, at + i * VLEN, w, t);
+                v += old;
             }
             if (relu)
                 v16_relu(&v);
-            v16_store(y + r + i * VLEN, &v, w);
+            v16_put(y, at + i * VLEN, &v, w, t);
         }
     }
 }
 
+static ALWAYS_INLINE void apply_chunk(const struct op_call *c, const struct samples *sm, int chunk,
+                                      const struct bn_coef *k, const void *res, enum dtype t)
+{
+    const int64_t C = sm->C;
+    const bool relu = c->node->attr.bn.relu;
+
+    for (int64_t r = first_row(sm, chunk), rows; r < end_row(sm, chunk); r += rows) {
+        rows = block_rows(sm, r);
+        FOR_CHANNEL_BLOCKS(j, C, apply_block, c->in[0], res, c->out, r * C + j, rows, C, coef_from(k, j),
+                           relu, t);
+    }
+}
+
 /* The forward pass that bn_apply and bn_infer share; res may be NULL. */
-static void apply_all(const struct op_call *c, const struct bn_coef *k, const float *res)
+static void apply_all(const struct op_call *c, const struct bn_coef *k, const void *res)
 {
     const struct samples sm = samples_of(c->node->shape);
-    const int64_t C = sm.C;
-    const bool relu = c->node->attr.bn.relu;
-    const float *x = c->in[0];
-    float *y = c->out;
 
 #pragma omp parallel for schedule(static)
-    for (int q = 0; q < sm.chunks.n; q++) {
-        for (int64_t r = first_row(&sm, q), rows; r < end_row(&sm, q); r += rows) {
-            const int64_t at = r * C;
-
-            rows = block_rows(&sm, r);
-            FOR_CHANNEL_BLOCKS(j, C, apply_block, x + at + j, res ? res + at + j : NULL, y + at + j, rows, C,
-                               coef_from(k, j), relu);
-        }
-    }
+    for (int q = 0; q < sm.chunks.n; q++)
+        FOR_DTYPE(c->node->dtype, apply_chunk, c, &sm, q, k, res);
 }
 
 KERNEL_PREPARE(bn_apply)
@@ -345,31 +359,31 @@ KERNEL_FORWARD(bn_infer)
 
 /* What one pass of bn_apply's backward reads and writes; NULL where there is nothing. */
 struct bn_grad {
-    const float *x, *dy, *y; /* y only with ReLU */
-    float *dx, *dres;
+    const void *x, *dy, *y; /* y only with ReLU */
+    void *dx, *dres;
     bool add_dx, add_dres;
     struct bn_coef k;
     int64_t C;
 };
 
-/* dst = v, or dst += v. */
-static ALWAYS_INLINE void store_or_add(float *dst, v16 *v, bool add, int w)
+/* Elements at … of dst = v, or += v. */
+static ALWAYS_INLINE void put_or_add(void *dst, int64_t at, v16 *v, bool add, int w, enum dtype t)
 {
     v16 old;
 
     if (add) {
-        v16_load(&old, dst, w);
+        v16_get(&old, dst, at, w, t);
         *v += old;
     }
-    v16_store(dst, v, w);
+    v16_put(dst, at, v, w, t);
 }
 
 /* g = dy where y > 0; dres and dx from g; s1 += Σg, s2 += Σ g·(x - mean). `at` is the block's first element,
  * j its first channel. */
 static ALWAYS_INLINE void apply_grad_block(const struct bn_grad *b, int64_t at, int64_t rows, int64_t j,
-                                           double *s1, double *s2, int nv, int w)
+                                           double *s1, double *s2, enum dtype t, int nv, int w)
 {
-    v16 mean[WIDE], scale[WIDE], a[WIDE], q[WIDE], g, t;
+    v16 mean[WIDE], scale[WIDE], a[WIDE], q[WIDE], g, v;
 
     for (int i = 0; i < nv; i++) {
         v16_load(&mean[i], b->k.mean + j + i * VLEN, w);
@@ -380,21 +394,21 @@ static ALWAYS_INLINE void apply_grad_block(const struct bn_grad *b, int64_t at, 
         for (int i = 0; i < nv; i++) {
             const int64_t p = at + i * VLEN;
 
-            v16_load(&g, b->dy + p, w);
+            v16_get(&g, b->dy, p, w, t);
             if (b->y) {
-                v16_load(&t, b->y + p, w);
-                v16_mask_positive(&g, &t);
+                v16_get(&v, b->y, p, w, t);
+                v16_mask_positive(&g, &v);
             }
-            v16_load(&t, b->x + p, w);
+            v16_get(&v, b->x, p, w, t);
             a[i] += g;
-            q[i] += g * (t - mean[i]);
+            q[i] += g * (v - mean[i]);
             if (b->dres) {
-                t = g;
-                store_or_add(b->dres + p, &t, b->add_dres, w);
+                v = g;
+                put_or_add(b->dres, p, &v, b->add_dres, w, t);
             }
             if (b->dx) {
                 g *= scale[i];
-                store_or_add(b->dx + p, &g, b->add_dx, w);
+                put_or_add(b->dx, p, &g, b->add_dx, w, t);
             }
         }
     }
@@ -404,14 +418,15 @@ static ALWAYS_INLINE void apply_grad_block(const struct bn_grad *b, int64_t at, 
     }
 }
 
-static void apply_grad_chunk(const struct bn_grad *b, const struct samples *sm, int k, double *part)
+static ALWAYS_INLINE void apply_grad_chunk(const struct bn_grad *b, const struct samples *sm, int k,
+                                           double *part, enum dtype t)
 {
     const int64_t C = b->C;
 
     memset(part, 0, (size_t)(2 * C) * sizeof(*part));
     for (int64_t r = first_row(sm, k), rows; r < end_row(sm, k); r += rows) {
         rows = block_rows(sm, r);
-        FOR_CHANNEL_BLOCKS(j, C, apply_grad_block, b, r * C + j, rows, j, part + j, part + C + j);
+        FOR_CHANNEL_BLOCKS(j, C, apply_grad_block, b, r * C + j, rows, j, part + j, part + C + j, t);
     }
 }
 
@@ -475,7 +490,7 @@ KERNEL_BACKWARD(bn_apply)
     }
 #pragma omp parallel for schedule(static)
     for (int k = 0; k < sm.chunks.n; k++)
-        apply_grad_chunk(&b, &sm, k, part + k * 2 * C);
+        FOR_DTYPE(n->dtype, apply_grad_chunk, &b, &sm, k, part + k * 2 * C);
     cpu_sum_parts(part, sm.chunks.n, 2 * C, sums);
     finish_grads(c, sums);
     return 0;

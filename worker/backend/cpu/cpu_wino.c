@@ -11,43 +11,62 @@
  */
 #include "worker/backend/cpu/cpu_wino.h"
 #include <string.h>
-#include "worker/backend/cpu/cpu_internal.h"
+#include "worker/backend/cpu/cpu_dtype.h"
 #include "worker/backend/cpu/cpu_wino_tile.h"
 
 enum {
-    GROUP_ROWS = 12,          /* tiles that a product holds in registers */
-    SUM_CHANNELS = 64,        /* products summed in one go */
-    BLOCK_FLOATS = 64 * 1024, /* aim for the planes of a block: 256 KiB */
+    GROUP_ROWS = 12,           /* tiles that a product holds in registers */
+    SUM_CHANNELS = 64,         /* products summed in one go */
+    PLANES_FLOATS = 64 * 1024, /* aim for the planes of a block: 256 KiB */
     BLOCK_TILES_MAX = 96,
     CHUNKS_GRAD_MAX = 8,       /* parts of the weights' gradient, at most */
     GRAD_BYTES_MAX = 24 << 20, /* and bytes of them */
     GRAD_GROUP = 128,          /* output channels that a thread takes at a time there */
 };
 
-/* The tiles of an image of h×w pixels. */
-struct tiles {
-    int64_t h, w, ny, nx;
+/* A tensor (n,h,w,channels), and the tiles that each sample is cut into. */
+struct images {
+    void *at;
+    enum dtype dtype;
+    int64_t h, w, channels;
+    int64_t ny, nx;
 };
 
-static struct tiles tiles_of(int64_t h, int64_t w)
+/* Where the pixels are only read, constness is cast away here and kept by transform_*(). */
+static struct images images_of(const void *at, enum dtype t, int64_t h, int64_t w, int64_t channels)
 {
-    return (struct tiles){h, w, ceil_div(h, TILE), ceil_div(w, TILE)};
+    return (struct images){(void *)(uintptr_t)at, t, h, w, channels, ceil_div(h, TILE), ceil_div(w, TILE)};
 }
 
-static int64_t tiles_count(const struct tiles *t)
+static struct images input_of(const struct conv_shape *s, const void *x, enum dtype t)
 {
-    return t->ny * t->nx;
+    return images_of(x, t, s->h, s->w, s->ci);
+}
+
+static struct images output_of(const struct conv_shape *s, const void *y, enum dtype t)
+{
+    return images_of(y, t, s->ho, s->wo, s->co);
+}
+
+static int64_t sample_tiles(const struct images *v)
+{
+    return v->ny * v->nx;
+}
+
+static int64_t sample_floats(const struct images *v)
+{
+    return v->h * v->w * v->channels;
 }
 
 bool wino_fits(const struct conv_shape *s)
 {
-    const struct tiles t = tiles_of(s->ho, s->wo);
+    const struct images y = output_of(s, NULL, DTYPE_F32);
 
     if (s->kernel != 3 || s->stride != 1 || s->pad != 1 || s->groups != 1)
         return false;
     if (s->ci % VLEN || s->co % VLEN)
         return false;
-    return tiles_count(&t) * TILE * TILE <= 2 * s->ho * s->wo; /* little of a tile hangs over the edge */
+    return sample_tiles(&y) * TILE * TILE <= 2 * s->ho * s->wo; /* little of a tile hangs over the edge */
 }
 
 /* Floats between planes: a little more than their size, so that 36 streams do not meet in one cache set. */
@@ -61,7 +80,7 @@ static int64_t plane_floats(int64_t tiles, int64_t channels)
 static int64_t block_tiles(int64_t C, int64_t K)
 {
     const int64_t least = C + K <= 128 ? 2 * GROUP_ROWS : C + K <= 256 ? 4 * GROUP_ROWS : BLOCK_TILES_MAX;
-    const int64_t fit = BLOCK_FLOATS / (POINTS * (C + K)) / GROUP_ROWS * GROUP_ROWS;
+    const int64_t fit = PLANES_FLOATS / (POINTS * (C + K)) / GROUP_ROWS * GROUP_ROWS;
 
     return min_i64(max_i64(fit, least), BLOCK_TILES_MAX);
 }
@@ -73,27 +92,28 @@ struct pixels {
     int64_t at[POINTS];
 };
 
-/* `side`×`side` pixels from (y0, x0). */
-static ALWAYS_INLINE void locate(struct pixels *px, const struct tiles *t, int64_t C, int64_t y0, int64_t x0,
-                                 int side)
+/* `side`×`side` pixels from (y0, x0) of a sample. */
+static ALWAYS_INLINE void locate(struct pixels *px, const struct images *v, int64_t sample, int64_t y0,
+                                 int64_t x0, int side)
 {
     for (int i = 0; i < side; i++) {
-        const bool row = y0 + i >= 0 && y0 + i < t->h;
-        const int64_t at = ((y0 + i) * t->w + x0) * C;
+        const bool row = y0 + i >= 0 && y0 + i < v->h;
+        const int64_t at = sample * sample_floats(v) + ((y0 + i) * v->w + x0) * v->channels;
 
         for (int j = 0; j < side; j++)
-            px->at[i * side + j] = row && x0 + j >= 0 && x0 + j < t->w ? at + j * C : -1;
+            px->at[i * side + j] = row && x0 + j >= 0 && x0 + j < v->w ? at + j * v->channels : -1;
     }
 }
 
 /* The vectors of channels c … c+15; 0 outside the image. */
-static ALWAYS_INLINE void gather(const float *x, const struct pixels *px, int64_t c, v16 *d, int n)
+static ALWAYS_INLINE void gather(const struct images *v, const struct pixels *px, int64_t c, v16 *d, int n,
+                                 enum dtype t)
 {
-    static const float outside[VLEN] = {0};
+    static const float outside[VLEN] = {0}; /* zeros of either type */
 
 #pragma GCC unroll 36
     for (int i = 0; i < n; i++)
-        v16_load(&d[i], px->at[i] < 0 ? outside : x + px->at[i] + c, VLEN);
+        v16_get(&d[i], px->at[i] < 0 ? outside : v->at, px->at[i] < 0 ? 0 : px->at[i] + c, VLEN, t);
 }
 
 /* Tile number `i` of all samples. */
@@ -101,55 +121,68 @@ struct place {
     int64_t sample, y, x;
 };
 
-static struct place place_of(const struct tiles *t, int64_t i)
+static struct place place_of(const struct images *v, int64_t i)
 {
-    const int64_t n = tiles_count(t), r = i % n;
+    const int64_t n = sample_tiles(v), r = i % n;
 
-    return (struct place){i / n, r / t->nx * TILE, r % t->nx * TILE};
+    return (struct place){i / n, r / v->nx * TILE, r % v->nx * TILE};
 }
 
-/* Planes of the patches of tiles [first, end) of x (·,h,w,C). */
-static void transform_patches(const float *x, const struct tiles *t, int64_t C, int64_t first, int64_t end,
-                              float *planes, int64_t plane)
+static ALWAYS_INLINE void patches_body(const struct images *x, int64_t first, int64_t end, float *planes,
+                                       int64_t plane, enum dtype t)
 {
     for (int64_t i = first; i < end; i++) {
-        const struct place p = place_of(t, i);
+        const struct place p = place_of(x, i);
         struct pixels px;
         v16 d[POINTS];
 
-        locate(&px, t, C, p.y - 1, p.x - 1, PATCH);
-        for (int64_t c = 0; c < C; c += VLEN) {
-            gather(x + p.sample * t->h * t->w * C, &px, c, d, POINTS);
-            patch_2d(d, planes + (i - first) * C + c, plane);
+        locate(&px, x, p.sample, p.y - 1, p.x - 1, PATCH);
+        for (int64_t c = 0; c < x->channels; c += VLEN) {
+            gather(x, &px, c, d, POINTS, t);
+            patch_2d(d, planes + (i - first) * x->channels + c, plane);
         }
     }
 }
 
-/* Planes of channels [k0, k0+width) of the tiles [first, end) of dy (·,h,w,K). */
-static void transform_tiles(const float *dy, const struct tiles *t, int64_t K, int64_t k0, int64_t width,
-                            int64_t first, int64_t end, float *planes, int64_t plane)
+/* Planes (tiles,C) of the patches of tiles [first, end). */
+static void transform_patches(const struct images *x, int64_t first, int64_t end, float *planes,
+                              int64_t plane)
+{
+    FOR_DTYPE(x->dtype, patches_body, x, first, end, planes, plane);
+}
+
+static ALWAYS_INLINE void tiles_body(const struct images *dy, int64_t k0, int64_t width, int64_t first,
+                                     int64_t end, float *planes, int64_t plane, enum dtype t)
 {
     for (int64_t i = first; i < end; i++) {
-        const struct place p = place_of(t, i);
+        const struct place p = place_of(dy, i);
         struct pixels px;
         v16 d[TILE * TILE];
 
-        locate(&px, t, K, p.y, p.x, TILE);
+        locate(&px, dy, p.sample, p.y, p.x, TILE);
         for (int64_t k = 0; k < width; k += VLEN) {
-            gather(dy + p.sample * t->h * t->w * K, &px, k0 + k, d, TILE * TILE);
+            gather(dy, &px, k0 + k, d, TILE * TILE, t);
             tile_grad_2d(d, planes + (i - first) * width + k, plane);
         }
     }
 }
 
-/* y's tiles [first, end) from the planes of results, as far as they lie within the image. */
-static void put_tiles(float *y, const struct tiles *t, int64_t K, int64_t first, int64_t end,
-                      const float *planes, int64_t plane, bool add)
+/* Planes (tiles,width) of channels [k0, k0+width) of the tiles [first, end). */
+static void transform_tiles(const struct images *dy, int64_t k0, int64_t width, int64_t first, int64_t end,
+                            float *planes, int64_t plane)
 {
+    FOR_DTYPE(dy->dtype, tiles_body, dy, k0, width, first, end, planes, plane);
+}
+
+static ALWAYS_INLINE void put_body(const struct images *y, int64_t first, int64_t end, const float *planes,
+                                   int64_t plane, bool add, enum dtype t)
+{
+    const int64_t K = y->channels;
+
     for (int64_t i = first; i < end; i++) {
-        const struct place p = place_of(t, i);
-        const int rows = (int)min_i64(TILE, t->h - p.y), columns = (int)min_i64(TILE, t->w - p.x);
-        float *out = y + ((p.sample * t->h + p.y) * t->w + p.x) * K;
+        const struct place p = place_of(y, i);
+        const int rows = (int)min_i64(TILE, y->h - p.y), columns = (int)min_i64(TILE, y->w - p.x);
+        const int64_t out = p.sample * sample_floats(y) + (p.y * y->w + p.x) * K;
 
         for (int64_t k = 0; k < K; k += VLEN) {
             v16 v[TILE * TILE], old;
@@ -157,43 +190,50 @@ static void put_tiles(float *y, const struct tiles *t, int64_t K, int64_t first,
             tile_2d(planes + (i - first) * K + k, plane, v);
             for (int a = 0; a < rows; a++)
                 for (int b = 0; b < columns; b++) {
-                    float *at = out + (a * t->w + b) * K + k;
+                    const int64_t at = out + (a * y->w + b) * K + k;
 
                     if (add) {
-                        v16_load(&old, at, VLEN);
+                        v16_get(&old, y->at, at, VLEN, t);
                         v[a * TILE + b] += old;
                     }
-                    v16_store(at, &v[a * TILE + b], VLEN);
+                    v16_put(y->at, at, &v[a * TILE + b], VLEN, t);
                 }
         }
     }
 }
 
-/* Memory that a block will read or write soon, of floats [at, end). Transforms come in bursts that the caches
- * cannot keep up with; products leave memory alone, so what comes next is fetched during them, a part with
- * each plane. */
+/* y's tiles [first, end) from the planes of results, as far as they lie within the image. */
+static void put_tiles(const struct images *y, int64_t first, int64_t end, const float *planes, int64_t plane,
+                      bool add)
+{
+    FOR_DTYPE(y->dtype, put_body, y, first, end, planes, plane, add);
+}
+
+/* Memory that a block will read or write soon. Transforms come in bursts that the caches cannot keep up with;
+ * products leave memory alone, so what comes next is fetched during them, a part with each plane. */
 struct soon {
-    const float *at, *end;
+    const char *at, *end;
 };
 
 /* The pixels of tiles [first, end), whole tile rows of them. */
-static struct soon soon_of(const float *x, const struct tiles *t, int64_t C, int64_t first, int64_t end)
+static struct soon soon_of(const struct images *v, int64_t first, int64_t end)
 {
-    const struct place a = place_of(t, first), b = place_of(t, end + t->nx - 1);
+    const struct place a = place_of(v, first), b = place_of(v, end + v->nx - 1);
+    const int64_t row = v->w * v->channels * (int64_t)dtype_bytes(v->dtype);
+    const char *at = v->at;
 
-    return (struct soon){x + (a.sample * t->h + a.y) * t->w * C,
-                         x + (b.sample * t->h + min_i64(b.y, t->h)) * t->w * C};
+    return (struct soon){at + (a.sample * v->h + a.y) * row, at + (b.sample * v->h + b.y) * row};
 }
 
 static ALWAYS_INLINE void fetch(const struct soon *s, int p, bool to_write)
 {
-    const int64_t lines = (s->end - s->at) / VLEN;
+    const int64_t lines = (s->end - s->at) / TENSOR_ALIGN_BYTES;
 
     for (int64_t i = lines * p / POINTS; i < lines * (p + 1) / POINTS; i++) {
         if (to_write)
-            __builtin_prefetch(s->at + i * VLEN, 1, 2);
+            __builtin_prefetch(s->at + i * TENSOR_ALIGN_BYTES, 1, 2);
         else
-            __builtin_prefetch(s->at + i * VLEN, 0, 2);
+            __builtin_prefetch(s->at + i * TENSOR_ALIGN_BYTES, 0, 2);
     }
 }
 
@@ -255,11 +295,11 @@ static int64_t share_tiles(int64_t C, int64_t K, int64_t n_tiles, int n_threads)
     return min_i64(block_tiles(C, K), share);
 }
 
-/* y = or += the convolution of x (n,h,w,C); scratch: [weights | planes of each thread]. */
-static void convolve(const struct filters *f, const struct tiles *t, int64_t n, const float *x, float *y,
+/* y = or += the convolution of n samples x; scratch: [weights | planes of each thread]. */
+static void convolve(const struct filters *f, int64_t n, const struct images *x, const struct images *y,
                      bool add, float *scratch, int n_threads)
 {
-    const int64_t C = f->C, K = f->K, n_tiles = n * tiles_count(t);
+    const int64_t C = f->C, K = f->K, n_tiles = n * sample_tiles(y);
     const int64_t T = share_tiles(C, K, n_tiles, n_threads);
     const int64_t plane_v = plane_floats(T, C), plane_m = plane_floats(T, K);
     float *u = scratch, *planes = u + POINTS * C * K;
@@ -273,36 +313,35 @@ static void convolve(const struct filters *f, const struct tiles *t, int64_t n, 
 #pragma omp for schedule(static)
         for (int64_t b = 0; b < ceil_div(n_tiles, T); b++) {
             const int64_t first = b * T, end = min_i64(first + T, n_tiles);
-            const struct soon next = soon_of(x, t, C, end, min_i64(end + T, n_tiles));
-            const struct soon out = soon_of(y, t, K, first, end);
+            const struct soon next = soon_of(x, end, min_i64(end + T, n_tiles)), out = soon_of(y, first, end);
 
-            transform_patches(x, t, C, first, end, v, plane_v);
+            transform_patches(x, first, end, v, plane_v);
             for (int p = 0; p < POINTS; p++) {
                 fetch(&next, p, false);
                 fetch(&out, p, true);
                 multiply_plane(v + p * plane_v, u + p * C * K, C, K, end - first, m + p * plane_m);
             }
-            put_tiles(y, t, K, first, end, m, plane_m, add);
+            put_tiles(y, first, end, m, plane_m, add);
         }
     }
 }
 
-void wino_forward(const struct conv_shape *s, const float *x, const float *w, float *y, float *scratch,
-                  int n_threads)
+void wino_forward(const struct conv_shape *s, enum dtype t, const void *x, const float *w, void *y,
+                  float *scratch, int n_threads)
 {
     const struct filters f = {w, s->ci, s->co, TAPS, s->ci * TAPS, false};
-    const struct tiles t = tiles_of(s->ho, s->wo);
+    const struct images in = input_of(s, x, t), out = output_of(s, y, t);
 
-    convolve(&f, &t, s->n, x, y, false, scratch, n_threads);
+    convolve(&f, s->n, &in, &out, false, scratch, n_threads);
 }
 
-void wino_backward_data(const struct conv_shape *s, const float *dy, const float *w, float *dx, bool add,
-                        float *scratch, int n_threads)
+void wino_backward_data(const struct conv_shape *s, enum dtype t, const void *dy, const float *w, void *dx,
+                        bool add, float *scratch, int n_threads)
 {
     const struct filters f = {w, s->co, s->ci, s->ci * TAPS, TAPS, true};
-    const struct tiles t = tiles_of(s->h, s->w);
+    const struct images in = output_of(s, dy, t), out = input_of(s, dx, t);
 
-    convolve(&f, &t, s->n, dy, dx, add, scratch, n_threads);
+    convolve(&f, s->n, &in, &out, add, scratch, n_threads);
 }
 
 /* ------------------------------------------------------------------ backward for weights */
@@ -346,22 +385,22 @@ static void multiply_plane_grad(const float *v, const float *d, int64_t C, int64
 }
 
 /* The sum over the tiles of a chunk of samples, for one group of channels. planes: a thread's. */
-static void sum_chunk(const struct conv_shape *s, const struct grad_cut *cut, int chunk, int64_t group,
-                      const float *x, const float *dy, float *planes, float *du)
+static void sum_chunk(const struct grad_cut *cut, int chunk, int64_t group, const struct images *x,
+                      const struct images *dy, float *planes, float *du)
 {
-    const struct tiles t = tiles_of(s->ho, s->wo);
-    const int64_t C = s->ci, K = s->co, k0 = group * GRAD_GROUP, width = min_i64(GRAD_GROUP, K - k0);
-    const int64_t begin = chunk_first(&cut->samples, chunk) * tiles_count(&t);
-    const int64_t end = chunk_end(&cut->samples, chunk) * tiles_count(&t);
+    const int64_t C = x->channels, K = dy->channels;
+    const int64_t k0 = group * GRAD_GROUP, width = min_i64(GRAD_GROUP, K - k0);
+    const int64_t begin = chunk_first(&cut->samples, chunk) * sample_tiles(dy);
+    const int64_t end = chunk_end(&cut->samples, chunk) * sample_tiles(dy);
     const int64_t plane_v = plane_floats(cut->T, C), plane_d = plane_floats(cut->T, width);
     float *d = planes + POINTS * plane_v;
 
     for (int64_t i = begin; i < end; i += cut->T) {
         const int64_t stop = min_i64(i + cut->T, end), after = min_i64(stop + cut->T, end);
-        const struct soon next_x = soon_of(x, &t, C, stop, after), next_dy = soon_of(dy, &t, K, stop, after);
+        const struct soon next_x = soon_of(x, stop, after), next_dy = soon_of(dy, stop, after);
 
-        transform_patches(x, &t, C, i, stop, planes, plane_v);
-        transform_tiles(dy, &t, K, k0, width, i, stop, d, plane_d);
+        transform_patches(x, i, stop, planes, plane_v);
+        transform_tiles(dy, k0, width, i, stop, d, plane_d);
         for (int p = 0; p < POINTS; p++) {
             fetch(&next_x, p, false);
             fetch(&next_dy, p, false);
@@ -398,9 +437,10 @@ static void put_filters(const float *parts, int n_parts, int64_t C, int64_t K, f
     }
 }
 
-void wino_backward_weights(const struct conv_shape *s, const float *x, const float *dy, float *dw, bool add,
-                           float *scratch, int n_threads)
+void wino_backward_weights(const struct conv_shape *s, enum dtype t, const void *x, const void *dy, float *dw,
+                           bool add, float *scratch, int n_threads)
 {
+    const struct images in = input_of(s, x, t), out = output_of(s, dy, t);
     const struct grad_cut cut = grad_cut_of(s);
     const int64_t of_part = POINTS * s->ci * s->co, of_thread = grad_thread_floats(s, cut.T);
     float *planes = scratch + cut.samples.n * of_part;
@@ -411,7 +451,7 @@ void wino_backward_weights(const struct conv_shape *s, const float *x, const flo
         for (int64_t i = 0; i < cut.samples.n * cut.n_groups; i++) {
             const int chunk = (int)(i / cut.n_groups);
 
-            sum_chunk(s, &cut, chunk, i % cut.n_groups, x, dy, planes + cpu_thread_idx() * of_thread,
+            sum_chunk(&cut, chunk, i % cut.n_groups, &in, &out, planes + cpu_thread_idx() * of_thread,
                       scratch + chunk * of_part);
         }
         put_filters(scratch, cut.samples.n, s->ci, s->co, dw, add);

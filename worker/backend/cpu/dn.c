@@ -1,9 +1,9 @@
 /* dn - oneDNN; see dn.h. One engine and one in-order stream a struct dn.
  *
  * A pass of a convolution is a primitive with memory objects for its arguments, a reorder of the weights
- * where oneDNN's layout differs from the plain one, and its own scratchpad. Scratch of a call is cut as
- *   [weights in oneDNN's layout | weights in plain layout (backward weights) | scratchpad].
- * Where the two layouts agree, there is no reorder and the caller's buffer is used as it is.
+ * where oneDNN's layout or type differs from the plain one, and its own scratchpad. Scratch of a call is cut
+ * as [weights in oneDNN's layout | weights in plain layout (backward weights) | scratchpad]. Where the two
+ * layouts agree, there is no reorder and the caller's buffer is used as it is.
  *
  * The two versions of the C API differ in how a convolution is described and in what a memory descriptor is:
  * the section "versions" hides both.
@@ -31,9 +31,10 @@ static md_ref md_use(const struct md *m)
 {
     return m->v;
 }
-static dnnl_status_t md_init(struct md *m, int n_dims, const dnnl_dim_t *dims, dnnl_format_tag_t tag)
+static dnnl_status_t md_init(struct md *m, int n_dims, const dnnl_dim_t *dims, dnnl_data_type_t type,
+                             dnnl_format_tag_t tag)
 {
-    return dnnl_memory_desc_create_with_tag(&m->v, n_dims, dims, dnnl_f32, tag);
+    return dnnl_memory_desc_create_with_tag(&m->v, n_dims, dims, type, tag);
 }
 static void md_done(struct md *m)
 {
@@ -49,9 +50,10 @@ static md_ref md_use(const struct md *m)
 {
     return &m->v;
 }
-static dnnl_status_t md_init(struct md *m, int n_dims, const dnnl_dim_t *dims, dnnl_format_tag_t tag)
+static dnnl_status_t md_init(struct md *m, int n_dims, const dnnl_dim_t *dims, dnnl_data_type_t type,
+                             dnnl_format_tag_t tag)
 {
-    return dnnl_memory_desc_init_by_tag(&m->v, n_dims, dims, dnnl_f32, tag);
+    return dnnl_memory_desc_init_by_tag(&m->v, n_dims, dims, type, tag);
 }
 static void md_done(struct md *m)
 {
@@ -59,9 +61,9 @@ static void md_done(struct md *m)
 }
 #endif
 
-/* What a convolution is made of. w is in any layout. */
+/* What a convolution is made of. The weights, of x's type, and their gradient, f32, are in any layout. */
 struct conv_desc {
-    struct md x, w, y;
+    struct md x, w, dw, y;
     dnnl_dims_t strides, dilates, pad_low, pad_high;
 };
 
@@ -81,7 +83,7 @@ static dnnl_status_t conv_pd_create(dnnl_primitive_desc_t *pd, enum conv_pass pa
                                                                     d->strides, d->dilates, d->pad_low,
                                                                     d->pad_high, hint, attr);
     default:
-        return dnnl_convolution_backward_weights_primitive_desc_create(pd, eng, alg, d->x.v, d->w.v, NULL,
+        return dnnl_convolution_backward_weights_primitive_desc_create(pd, eng, alg, d->x.v, d->dw.v, NULL,
                                                                        d->y.v, d->strides, d->dilates,
                                                                        d->pad_low, d->pad_high, hint, attr);
     }
@@ -105,7 +107,7 @@ static dnnl_status_t conv_pd_create(dnnl_primitive_desc_t *pd, enum conv_pass pa
                                                              d->dilates, d->pad_low, d->pad_high);
         break;
     default:
-        s = dnnl_dilated_convolution_backward_weights_desc_init(&c, alg, &d->x.v, &d->w.v, NULL, &d->y.v,
+        s = dnnl_dilated_convolution_backward_weights_desc_init(&c, alg, &d->x.v, &d->dw.v, NULL, &d->y.v,
                                                                 d->strides, d->dilates, d->pad_low,
                                                                 d->pad_high);
     }
@@ -152,6 +154,24 @@ void dn_destroy(struct dn *d)
     if (d->engine)
         dnnl_engine_destroy(d->engine);
     free(d);
+}
+
+const char *dn_isa(void)
+{
+    switch (dnnl_get_effective_cpu_isa()) {
+    case dnnl_cpu_isa_sse41:
+        return "SSE4.1";
+    case dnnl_cpu_isa_avx:
+        return "AVX";
+    case dnnl_cpu_isa_avx2:
+        return "AVX2";
+    case dnnl_cpu_isa_avx2_vnni:
+        return "AVX2 and VNNI";
+    case dnnl_cpu_isa_avx512_core:
+        return "AVX-512";
+    default:
+        return "others";
+    }
 }
 
 int dn_sgemm(char ta, char tb, int64_t m, int64_t n, int64_t k, float alpha, const float *a, int64_t lda,
@@ -229,7 +249,7 @@ static int pass_create(struct dn_conv *c, enum conv_pass pass, const struct conv
     int rc;
 
     if (s != dnnl_success)
-        return err_set(e, "oneDNN has no direct NHWC convolution for this shape: status %d", (int)s);
+        return err_set(e, "oneDNN has no direct NHWC convolution for this shape and type: status %d", (int)s);
     rc = wanted ? pass_fill(c, pass, pd, d, plain, e) : 0;
     if (pass == CONV_FORWARD)
         *fwd = pd;
@@ -238,22 +258,36 @@ static int pass_create(struct dn_conv *c, enum conv_pass pass, const struct conv
     return rc;
 }
 
-static int conv_desc_init(struct conv_desc *d, struct md *plain, const struct conv_shape *s, struct err *e)
+/* plain: of the weights as everybody else has them, f32. */
+static int conv_desc_init(struct conv_desc *d, struct md *plain, const struct conv_shape *s, enum dtype t,
+                          struct err *e)
 {
     const int64_t g = s->groups, k = s->kernel;
+    const int w_dims = g > 1 ? 5 : 4;
+    const dnnl_data_type_t type = t == DTYPE_BF16 ? dnnl_bf16 : dnnl_f32;
     const dnnl_dims_t x = {s->n, s->ci, s->h, s->w}, y = {s->n, s->co, s->ho, s->wo};
     const dnnl_dims_t w4 = {s->co, s->ci, k, k}, w5 = {g, s->co / g, s->ci / g, k, k};
+    const dnnl_dim_t *w = g > 1 ? w5 : w4;
 
     for (int i = 0; i < 2; i++) {
         d->strides[i] = s->stride;
         d->pad_low[i] = s->pad;
         d->pad_high[i] = s->pad;
     }
-    DN_TRY(e, md_init(&d->x, 4, x, dnnl_nhwc));
-    DN_TRY(e, md_init(&d->y, 4, y, dnnl_nhwc));
-    DN_TRY(e, md_init(&d->w, g > 1 ? 5 : 4, g > 1 ? w5 : w4, dnnl_format_tag_any));
-    DN_TRY(e, md_init(plain, g > 1 ? 5 : 4, g > 1 ? w5 : w4, g > 1 ? dnnl_goihw : dnnl_oihw));
+    DN_TRY(e, md_init(&d->x, 4, x, type, dnnl_nhwc));
+    DN_TRY(e, md_init(&d->y, 4, y, type, dnnl_nhwc));
+    DN_TRY(e, md_init(&d->w, w_dims, w, type, dnnl_format_tag_any));
+    DN_TRY(e, md_init(&d->dw, w_dims, w, dnnl_f32, dnnl_format_tag_any));
+    DN_TRY(e, md_init(plain, w_dims, w, dnnl_f32, g > 1 ? dnnl_goihw : dnnl_oihw));
     return 0;
+}
+
+static void conv_desc_done(struct conv_desc *d)
+{
+    md_done(&d->x);
+    md_done(&d->w);
+    md_done(&d->dw);
+    md_done(&d->y);
 }
 
 static void set_scratch_bytes(struct dn_conv *c)
@@ -267,12 +301,13 @@ static void set_scratch_bytes(struct dn_conv *c)
     }
 }
 
-static int conv_init(struct dn_conv *c, const struct conv_shape *s, unsigned passes, struct err *e)
+static int conv_init(struct dn_conv *c, const struct conv_shape *s, enum dtype t, unsigned passes,
+                     struct err *e)
 {
     struct conv_desc d = {0};
     struct md plain = {0};
     dnnl_primitive_desc_t fwd = NULL;
-    int rc = conv_desc_init(&d, &plain, s, e);
+    int rc = conv_desc_init(&d, &plain, s, t, e);
 
     if (rc == 0)
         c->w_plain_bytes = dnnl_memory_desc_get_size(md_use(&plain));
@@ -281,20 +316,37 @@ static int conv_init(struct dn_conv *c, const struct conv_shape *s, unsigned pas
             rc = pass_create(c, i, &d, &plain, &fwd, passes >> i & 1, e);
     if (fwd)
         dnnl_primitive_desc_destroy(fwd);
-    md_done(&d.x);
-    md_done(&d.y);
-    md_done(&d.w);
+    conv_desc_done(&d);
     md_done(&plain);
     set_scratch_bytes(c);
     return rc;
 }
 
-struct dn_conv *dn_conv_create(struct dn *d, const struct conv_shape *s, unsigned passes, struct err *e)
+bool dn_has_bf16(struct dn *d)
+{
+    const struct conv_shape s = {1, 8, 8, 16, 8, 8, 16, .groups = 1, .kernel = 3, .stride = 1, .pad = 1};
+    struct conv_desc cd = {0};
+    struct md plain = {0};
+    dnnl_primitive_desc_t pd[N_CONV_PASSES] = {NULL};
+    bool has = conv_desc_init(&cd, &plain, &s, DTYPE_BF16, NULL) == 0;
+
+    for (int i = 0; i < N_CONV_PASSES; i++)
+        has = has && conv_pd_create(&pd[i], i, &cd, d->engine, pd[CONV_FORWARD], d->attr) == dnnl_success;
+    for (int i = 0; i < N_CONV_PASSES; i++)
+        if (pd[i])
+            dnnl_primitive_desc_destroy(pd[i]);
+    conv_desc_done(&cd);
+    md_done(&plain);
+    return has;
+}
+
+struct dn_conv *dn_conv_create(struct dn *d, const struct conv_shape *s, enum dtype t, unsigned passes,
+                               struct err *e)
 {
     struct dn_conv *c = xcalloc(1, sizeof(*c));
 
     c->dn = d;
-    if (conv_init(c, s, passes, e) < 0) {
+    if (conv_init(c, s, t, passes, e) < 0) {
         dn_conv_destroy(c);
         return NULL;
     }
@@ -335,7 +387,7 @@ static int reorder_run(struct dn_conv *c, const struct pass_state *s, dnnl_memor
 }
 
 /* Sets the addresses of a pass. oneDNN takes pointers to non-const for arguments that it only reads. */
-static int bind(struct pass_state *s, const float *x, const float *y, char *w, char *plain, char *pad,
+static int bind(struct pass_state *s, const void *x, const void *y, char *w, char *plain, char *pad,
                 struct err *e)
 {
     DN_TRY(e, dnnl_memory_set_data_handle(s->x, (void *)(uintptr_t)x));
@@ -347,7 +399,7 @@ static int bind(struct pass_state *s, const float *x, const float *y, char *w, c
 }
 
 /* Forward and backward for data: the weights are read, in oneDNN's layout, from scratch. */
-static int run_with_weights(struct dn_conv *c, enum conv_pass pass, const float *x, const float *y,
+static int run_with_weights(struct dn_conv *c, enum conv_pass pass, const void *x, const void *y,
                             const float *w, void *scratch, struct err *e)
 {
     struct pass_state *s = &c->pass[pass];
@@ -368,18 +420,18 @@ static int run_with_weights(struct dn_conv *c, enum conv_pass pass, const float 
     return 0;
 }
 
-int dn_conv_forward(struct dn_conv *c, const float *x, const float *w, float *y, void *scratch, struct err *e)
+int dn_conv_forward(struct dn_conv *c, const void *x, const float *w, void *y, void *scratch, struct err *e)
 {
     return run_with_weights(c, CONV_FORWARD, x, y, w, scratch, e);
 }
 
-int dn_conv_backward_data(struct dn_conv *c, const float *dy, const float *w, float *dx, void *scratch,
+int dn_conv_backward_data(struct dn_conv *c, const void *dy, const float *w, void *dx, void *scratch,
                           struct err *e)
 {
     return run_with_weights(c, CONV_BACKWARD_DATA, dx, dy, w, scratch, e);
 }
 
-int dn_conv_backward_weights(struct dn_conv *c, const float *x, const float *dy, void *scratch,
+int dn_conv_backward_weights(struct dn_conv *c, const void *x, const void *dy, void *scratch,
                              const float **dw, struct err *e)
 {
     struct pass_state *s = &c->pass[CONV_BACKWARD_WEIGHTS];

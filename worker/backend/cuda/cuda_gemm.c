@@ -95,7 +95,7 @@ static int grad_x(const struct linear *l, const struct op_call *c, struct err *e
                           .alpha = 1,
                           .beta = acc_bit(c, 0),
                           .ab_type = l->t,
-                          .c_type = l->t,
+                          .c_type = c->node->in[0]->grad_dtype, /* f32 where x was gathered */
                           .a = c->dout,
                           .b = w,
                           .c = c->din[0],
