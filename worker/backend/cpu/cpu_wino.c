@@ -87,33 +87,50 @@ static int64_t block_tiles(int64_t C, int64_t K)
 
 /* ------------------------------------------------------------------ patches and tiles */
 
-/* Where the pixels of a patch or tile lie: element offset from the sample, < 0 outside the image. */
+static const float outside[VLEN]; /* zeros, of either type */
+
+/* Where sixteen channels of the pixels of a patch or tile lie, and how far it is to the next sixteen. A pixel
+ * outside the image is `outside`, for all channels. */
 struct pixels {
-    int64_t at[POINTS];
+    uintptr_t at[POINTS];
+    uintptr_t step[POINTS];
 };
 
-/* `side`×`side` pixels from (y0, x0) of a sample. */
-static ALWAYS_INLINE void locate(struct pixels *px, const struct images *v, int64_t sample, int64_t y0,
-                                 int64_t x0, int side)
+static uintptr_t all_if(bool v)
 {
-    for (int i = 0; i < side; i++) {
-        const bool row = y0 + i >= 0 && y0 + i < v->h;
-        const int64_t at = sample * sample_floats(v) + ((y0 + i) * v->w + x0) * v->channels;
+    return v ? ~(uintptr_t)0 : 0;
+}
 
-        for (int j = 0; j < side; j++)
-            px->at[i * side + j] = row && x0 + j >= 0 && x0 + j < v->w ? at + j * v->channels : -1;
+/* `side`×`side` pixels from (y0, x0) of a sample, from channel c on. */
+static ALWAYS_INLINE void locate(struct pixels *px, const struct images *v, int64_t sample, int64_t y0,
+                                 int64_t x0, int64_t c, int side)
+{
+    const uintptr_t bytes = dtype_bytes(v->dtype), pixel = (uintptr_t)v->channels * bytes;
+    const uintptr_t none = (uintptr_t)outside, next = VLEN * bytes;
+    const int64_t at = sample * sample_floats(v) + (y0 * v->w + x0) * v->channels + c;
+    const uintptr_t origin = (uintptr_t)v->at + (uintptr_t)at * bytes;
+    uintptr_t column[PATCH];
+
+    for (int j = 0; j < side; j++)
+        column[j] = all_if(x0 + j >= 0 && x0 + j < v->w);
+    for (int i = 0; i < side; i++) {
+        const uintptr_t row = all_if(y0 + i >= 0 && y0 + i < v->h);
+
+        for (int j = 0; j < side; j++) {
+            const uintptr_t in = row & column[j],
+                            here = origin + ((uintptr_t)(i * v->w) + (uintptr_t)j) * pixel;
+
+            px->at[i * side + j] = none + ((here - none) & in);
+            px->step[i * side + j] = next & in;
+        }
     }
 }
 
-/* The vectors of channels c … c+15; 0 outside the image. */
-static ALWAYS_INLINE void gather(const struct images *v, const struct pixels *px, int64_t c, v16 *d, int n,
-                                 enum dtype t)
+/* To the next sixteen channels. */
+static ALWAYS_INLINE void advance(struct pixels *px, int n)
 {
-    static const float outside[VLEN] = {0}; /* zeros of either type */
-
-#pragma GCC unroll 36
     for (int i = 0; i < n; i++)
-        v16_get(&d[i], px->at[i] < 0 ? outside : v->at, px->at[i] < 0 ? 0 : px->at[i] + c, VLEN, t);
+        px->at[i] += px->step[i];
 }
 
 /* Tile number `i` of all samples. */
@@ -134,12 +151,11 @@ static ALWAYS_INLINE void patches_body(const struct images *x, int64_t first, in
     for (int64_t i = first; i < end; i++) {
         const struct place p = place_of(x, i);
         struct pixels px;
-        v16 d[POINTS];
 
-        locate(&px, x, p.sample, p.y - 1, p.x - 1, PATCH);
+        locate(&px, x, p.sample, p.y - 1, p.x - 1, 0, PATCH);
         for (int64_t c = 0; c < x->channels; c += VLEN) {
-            gather(x, &px, c, d, POINTS, t);
-            patch_2d(d, planes + (i - first) * x->channels + c, plane);
+            patch_2d(px.at, t, planes + (i - first) * x->channels + c, plane);
+            advance(&px, POINTS);
         }
     }
 }
@@ -157,12 +173,11 @@ static ALWAYS_INLINE void tiles_body(const struct images *dy, int64_t k0, int64_
     for (int64_t i = first; i < end; i++) {
         const struct place p = place_of(dy, i);
         struct pixels px;
-        v16 d[TILE * TILE];
 
-        locate(&px, dy, p.sample, p.y, p.x, TILE);
+        locate(&px, dy, p.sample, p.y, p.x, k0, TILE);
         for (int64_t k = 0; k < width; k += VLEN) {
-            gather(dy, &px, k0 + k, d, TILE * TILE, t);
-            tile_grad_2d(d, planes + (i - first) * width + k, plane);
+            tile_grad_2d(px.at, t, planes + (i - first) * width + k, plane);
+            advance(&px, TILE * TILE);
         }
     }
 }

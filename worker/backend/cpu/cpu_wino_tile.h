@@ -11,7 +11,7 @@
 #define BACKEND_CPU_CPU_WINO_TILE_H
 
 #include <stdbool.h>
-#include "worker/backend/cpu/cpu_simd.h"
+#include "worker/backend/cpu/cpu_dtype.h"
 
 enum { TILE = 4, PATCH = 6, POINTS = PATCH * PATCH, TAPS = 9 };
 
@@ -28,12 +28,12 @@ static ALWAYS_INLINE void patch_1d(const v16 *d, int from, v16 *t, int to)
     const v16 d0 = d[0], d1 = d[from], d2 = d[2 * from], d3 = d[3 * from], d4 = d[4 * from], d5 = d[5 * from];
     const v16 even = d4 - WB2 * d2, odd = d3 - WB2 * d1, even2 = d4 - WA2 * d2, odd2 = d3 - WA2 * d1;
 
-    t[0] = d4 + (WA2 * WB2 * d0 - (WA2 + WB2) * d2);
+    t[0] = (d4 - (WA2 + WB2) * d2) + WA2 * WB2 * d0;
     t[to] = even + WA * odd;
     t[2 * to] = even - WA * odd;
     t[3 * to] = even2 + WB * odd2;
     t[4 * to] = even2 - WB * odd2;
-    t[5 * to] = d5 + (WA2 * WB2 * d1 - (WA2 + WB2) * d3);
+    t[5 * to] = (d5 - (WA2 + WB2) * d3) + WA2 * WB2 * d1;
 }
 
 /* Aᵀ: 6 → 4. */
@@ -45,7 +45,7 @@ static ALWAYS_INLINE void tile_1d(const v16 *m, int from, v16 *y, int to)
     y[0] = m[0] + sum + sum2;
     y[to] = WA * diff + WB * diff2;
     y[2 * to] = WA2 * sum + WB2 * sum2;
-    y[3 * to] = m[5 * from] + (WA * WA2 * diff + WB * WB2 * diff2);
+    y[3 * to] = (m[5 * from] + WA * WA2 * diff) + WB * WB2 * diff2;
 }
 
 /* A: 4 → 6. */
@@ -95,14 +95,19 @@ static ALWAYS_INLINE void filter_grad_1d(const v16 *t, int from, v16 *g, int to)
     g[2 * to] = GA * WA2 * sum + GB * WB2 * sum2 + t[5 * from];
 }
 
-/* out[p], p < 36, `plane` floats apart, from the 6×6 vectors of d. */
-static ALWAYS_INLINE void patch_2d(const v16 *d, float *out, int64_t plane)
+/* out[p], p < 36, `plane` floats apart, from the 6×6 vectors at d, of type t. A column is read just before it
+ * is used: there are fewer registers than vectors. */
+static ALWAYS_INLINE void patch_2d(const uintptr_t *d, enum dtype t, float *out, int64_t plane)
 {
     v16 half[POINTS], row[PATCH];
 
 #pragma GCC unroll 6
-    for (int j = 0; j < PATCH; j++)
-        patch_1d(d + j, PATCH, half + j, PATCH);
+    for (int j = 0; j < PATCH; j++) {
+#pragma GCC unroll 6
+        for (int i = 0; i < PATCH; i++)
+            v16_get(&row[i], (const void *)d[i * PATCH + j], 0, VLEN, t);
+        patch_1d(row, 1, half + j, PATCH);
+    }
 #pragma GCC unroll 6
     for (int i = 0; i < PATCH; i++) {
         patch_1d(half + i * PATCH, 1, row, 1);
@@ -129,14 +134,18 @@ static ALWAYS_INLINE void tile_2d(const float *in, int64_t plane, v16 *y)
         tile_1d(half + i * PATCH, 1, y + i * TILE, 1);
 }
 
-/* out[p] from the 4×4 vectors of y. */
-static ALWAYS_INLINE void tile_grad_2d(const v16 *y, float *out, int64_t plane)
+/* out[p] from the 4×4 vectors at y. */
+static ALWAYS_INLINE void tile_grad_2d(const uintptr_t *y, enum dtype t, float *out, int64_t plane)
 {
     v16 half[PATCH * TILE], row[PATCH];
 
 #pragma GCC unroll 4
-    for (int j = 0; j < TILE; j++)
-        tile_grad_1d(y + j, TILE, half + j, TILE);
+    for (int j = 0; j < TILE; j++) {
+#pragma GCC unroll 4
+        for (int i = 0; i < TILE; i++)
+            v16_get(&row[i], (const void *)y[i * TILE + j], 0, VLEN, t);
+        tile_grad_1d(row, 1, half + j, TILE);
+    }
 #pragma GCC unroll 6
     for (int i = 0; i < PATCH; i++) {
         tile_grad_1d(half + i * TILE, 1, row, 1);
