@@ -182,6 +182,26 @@ int bench_net_feed(struct bench_net *b, struct err *e)
                         (size_t)shape_count(b->labels->shape) * sizeof *b->classes, e);
 }
 
+void bench_net_tell(cJSON *doc, const struct bench_net_cfg *c)
+{
+    const bool layer = strcmp(c->arch, "layer") == 0;
+
+    cJSON_AddStringToObject(doc, "arch", c->arch);
+    cJSON_AddStringToObject(doc, "precision", c->precision);
+    cJSON_AddNumberToObject(doc, "batch", (double)c->batch);
+    if (layer) {
+        cJSON_AddNumberToObject(doc, "features", (double)c->features);
+    } else {
+        cJSON_AddNumberToObject(doc, "size", (double)c->size);
+        cJSON_AddNumberToObject(doc, "channels", (double)c->channels);
+        cJSON_AddNumberToObject(doc, "width", c->width);
+    }
+    cJSON_AddNumberToObject(doc, "classes", (double)c->classes);
+    cJSON_AddBoolToObject(doc, "batchformer", layer || c->batchformer);
+    cJSON_AddNumberToObject(doc, "heads", (double)c->heads);
+    cJSON_AddNumberToObject(doc, "dropout", c->dropout);
+}
+
 /* ---- what an operator does ---- */
 
 static double tensor_bytes(const struct node *n)
