@@ -10,7 +10,7 @@ writes says what it is; then it reads requests, one JSON object a line,
     {"arch": "resnet20", "precision": "fp32", "batch": 128, "size": 28, "channels": 1, "classes": 10, "batchformer": true,
      "heads": 4, "dropout": 0.5, "layout": "channels_last", "mode": "eager", "warm": 3, "steps": 20, "seconds": 0}
 
-and answers each with a line: images_per_s and step_ms (median, min, max), losses of all steps, peak_rss_bytes of each
+and answers each with a line: images_per_s and step_ms (median, min, max), parameters, losses of all steps, peak_rss_bytes of each
 rank (VmHWM, since the process began), import_rss_bytes (what was resident when torch was imported and nothing made), or
 {"error": …}. Between requests it waits on stdin and uses no CPU.
 
@@ -165,7 +165,7 @@ def answer(trainers, q):
     if not times:
         return {"error": "no step was asked for"}
     return {"images_per_s": spread([q["batch"] / t for t in times]), "step_ms": spread([1e3 * t for t in times], True),
-            "losses": losses, "peak_rss_bytes": gathered(status_bytes("VmHWM")), "import_rss_bytes": IMPORT_RSS,
+            "parameters": sum(p.numel() for p in trainers[key].net.parameters()), "losses": losses, "peak_rss_bytes": gathered(status_bytes("VmHWM")), "import_rss_bytes": IMPORT_RSS,
             "pids": gathered(os.getpid())}
 
 
