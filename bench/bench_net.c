@@ -30,7 +30,8 @@ static bool is_layer(const struct bench_net_cfg *c)
     return strcmp(c->arch, "layer") == 0;
 }
 
-static int check(const struct bench_net_cfg *c, const struct comm *comm, struct err *e)
+static int check(const struct bench_net_cfg *c, const struct backend *be, const struct comm *comm,
+                 struct err *e)
 {
     static const char *const precisions[] = {"fp32", "tf32", "bf16"};
     bool known = false;
@@ -39,6 +40,8 @@ static int check(const struct bench_net_cfg *c, const struct comm *comm, struct 
         known |= strcmp(c->precision, precisions[i]) == 0;
     if (!known)
         return err_set(e, "--precision: \"%s\" found; fp32, tf32 and bf16 are accepted", c->precision);
+    if (strcmp(c->precision, "tf32") == 0 && strcmp(be->ops->name, "cpu") == 0)
+        return err_set(e, "--precision: tf32 found, which needs a GPU; fp32 and bf16 are accepted");
     if (!is_layer(c) && !resnet_find(c->arch))
         return err_set(e, "--arch: \"%s\" found; layer and the networks of worker/nn/resnet.c are accepted",
                        c->arch);
@@ -145,7 +148,7 @@ int bench_net_open(struct bench_net *b, const struct bench_net_cfg *cfg, struct 
                    struct comm *comm, size_t bucket_bytes, struct err *e)
 {
     *b = (struct bench_net){.cfg = *cfg, .backend = be, .comm = comm};
-    if (check(cfg, comm, e) < 0)
+    if (check(cfg, be, comm, e) < 0)
         return -1;
     struct row_split rows = split_rows(b);
     b->params = params_create(be);
@@ -180,6 +183,26 @@ int bench_net_feed(struct bench_net *b, struct err *e)
         return -1;
     return program_feed(b->program, b->labels, b->classes,
                         (size_t)shape_count(b->labels->shape) * sizeof *b->classes, e);
+}
+
+void bench_net_tell(cJSON *doc, const struct bench_net_cfg *c)
+{
+    const bool layer = strcmp(c->arch, "layer") == 0;
+
+    cJSON_AddStringToObject(doc, "arch", c->arch);
+    cJSON_AddStringToObject(doc, "precision", c->precision);
+    cJSON_AddNumberToObject(doc, "batch", (double)c->batch);
+    if (layer) {
+        cJSON_AddNumberToObject(doc, "features", (double)c->features);
+    } else {
+        cJSON_AddNumberToObject(doc, "size", (double)c->size);
+        cJSON_AddNumberToObject(doc, "channels", (double)c->channels);
+        cJSON_AddNumberToObject(doc, "width", c->width);
+    }
+    cJSON_AddNumberToObject(doc, "classes", (double)c->classes);
+    cJSON_AddBoolToObject(doc, "batchformer", layer || c->batchformer);
+    cJSON_AddNumberToObject(doc, "heads", (double)c->heads);
+    cJSON_AddNumberToObject(doc, "dropout", c->dropout);
 }
 
 /* ---- what an operator does ---- */

@@ -8,6 +8,7 @@
 #ifndef BENCH_BENCH_NET_H
 #define BENCH_BENCH_NET_H
 
+#include <cjson/cJSON.h>
 #include <stdbool.h>
 #include "bench/bench_args.h"
 #include "worker/comm/comm.h"
@@ -60,6 +61,9 @@ void bench_net_close(struct bench_net *b);
 
 /* Gives the program its mini-batch: the same global one for every number of ranks. */
 int bench_net_feed(struct bench_net *b, struct err *e);
+
+/* The case, as members of a document. */
+void bench_net_tell(cJSON *doc, const struct bench_net_cfg *c);
 
 /* Products (FLOP) and the bytes that an operator cannot do without: each tensor that it reads or writes,
  * once. */

@@ -27,7 +27,6 @@
 #include "bench/bench_step_tell.h"
 #include "common/clock.h"
 #include "worker/backend/cpu/cpu.h"
-#include "worker/engine/program_impl.h"
 #include "worker/train/optim.h"
 
 enum { BUCKET_BYTES = 8 << 20 /* as the trainer's */, MIN_STEPS = 5, MAX_STEPS = 2000 };
@@ -47,9 +46,8 @@ struct bench {
     struct optim *optim; /* NULL: the layer alone */
     struct step_scalars *scalars;
     struct bench_times t;
-    int made;         /* steps, of all kinds */
-    int64_t mark_ns;  /* the end of the operator before */
-    int watched_step; /* that runs now */
+    int made;     /* steps, of all kinds */
+    bool watched; /* the step that runs now */
 };
 
 static double ms_since(int64_t start_ns)
@@ -82,19 +80,6 @@ static int parse(struct options *o, int argc, char **argv)
 
 /* ---- steps ---- */
 
-/* program_impl.h: after each operator. */
-static int after_node(void *arg, const struct program *p, int i, bool backward, struct err *e)
-{
-    struct bench *b = arg;
-    const int64_t now = clock_mono_ns();
-
-    (void)e;
-    *bench_time_of(&b->t, p->graph->n_nodes * backward + i, b->watched_step) =
-        (double)(now - b->mark_ns) / 1e6;
-    b->mark_ns = now;
-    return 0;
-}
-
 static int update(struct bench *b, struct step_scalars *s, struct err *e)
 {
     if (!b->optim) {
@@ -108,14 +93,11 @@ static int update(struct bench *b, struct step_scalars *s, struct err *e)
     return b->be->ops->download(b->be, s, b->scalars, sizeof *s, e);
 }
 
-/* The rest of a watched step, whose operators after_node() times. */
+/* What a watched step does beside its operators. */
 static void mark_part(struct bench *b, enum bench_part part)
 {
-    const int64_t now = clock_mono_ns();
-
-    if (b->net.program->watch.after)
-        b->t.parts[part][b->watched_step] = (double)(now - b->mark_ns) / 1e6;
-    b->mark_ns = now;
+    if (b->watched)
+        bench_times_part(&b->t, part);
 }
 
 static int step(struct bench *b, double *ms, struct err *e)
@@ -123,7 +105,7 @@ static int step(struct bench *b, double *ms, struct err *e)
     struct step_scalars s = {.lr = 0.01, .update = b->made + 1};
     const int64_t start = clock_mono_ns();
 
-    b->mark_ns = start;
+    b->t.mark_ns = start;
     if (bench_net_feed(&b->net, e) < 0 || b->be->ops->upload(b->be, b->scalars, &s, sizeof s, e) < 0 ||
         program_begin(b->net.program, 1, (uint64_t)b->made, e) < 0)
         return -1;
@@ -171,8 +153,9 @@ static int measure(struct bench *b, struct err *e)
         if (step(b, &b->t.step_ms[i], e) < 0)
             return -1;
     b->t.peak_rss = bench_peak_rss();
-    b->net.program->watch = (struct watch){after_node, b};
-    for (b->watched_step = 0; b->watched_step < b->o.watched; b->watched_step++)
+    b->watched = true;
+    bench_times_watch(&b->t, b->net.program);
+    for (b->t.step = 0; b->t.step < b->o.watched; b->t.step++)
         if (step(b, &ms, e) < 0)
             return -1;
     b->t.n_losses = b->made;

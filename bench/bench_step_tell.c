@@ -15,24 +15,6 @@ struct row {
     double ms[2], flops[2], bytes[2];
 };
 
-void bench_times_open(struct bench_times *t, int n_nodes, int n_watched)
-{
-    t->n_nodes = n_nodes;
-    t->n_watched = n_watched;
-    t->node_ms = xcalloc(2 * (size_t)n_nodes * (size_t)n_watched + 1, sizeof *t->node_ms);
-    for (int i = 0; i < N_BENCH_PARTS; i++)
-        t->parts[i] = xcalloc((size_t)n_watched + 1, sizeof *t->parts[i]);
-}
-
-void bench_times_close(struct bench_times *t)
-{
-    free(t->step_ms);
-    free(t->losses);
-    free(t->node_ms);
-    for (int i = 0; i < N_BENCH_PARTS; i++)
-        free(t->parts[i]);
-}
-
 /* ---- rows ---- */
 
 static double median_of(double *v, int n)
@@ -52,7 +34,7 @@ static int node_rows(const struct bench_told *told, struct row *out)
         if (node->op == OP_INPUT || node->op == OP_PARAM)
             continue;
         for (int pass = 0; pass < 2; pass++) {
-            r.ms[pass] = median_of(bench_time_of(t, t->n_nodes * pass + i, 0), t->n_watched);
+            r.ms[pass] = bench_times_node(t, i, pass);
             if (pass == 0 || node->needs_grad) {
                 r.flops[pass] = bench_node_flops(node, pass);
                 r.bytes[pass] = bench_node_bytes(node, pass);
@@ -150,27 +132,6 @@ static void add_row(cJSON *to, const struct row *r, double watched_ms)
     cJSON_AddItemToArray(to, o);
 }
 
-static void tell_case(cJSON *doc, const struct bench_net_cfg *c)
-{
-    const bool layer = strcmp(c->arch, "layer") == 0;
-
-    cJSON_AddStringToObject(doc, "program", "bench_step");
-    cJSON_AddStringToObject(doc, "arch", c->arch);
-    cJSON_AddStringToObject(doc, "precision", c->precision);
-    cJSON_AddNumberToObject(doc, "batch", (double)c->batch);
-    if (layer) {
-        cJSON_AddNumberToObject(doc, "features", (double)c->features);
-    } else {
-        cJSON_AddNumberToObject(doc, "size", (double)c->size);
-        cJSON_AddNumberToObject(doc, "channels", (double)c->channels);
-        cJSON_AddNumberToObject(doc, "width", c->width);
-    }
-    cJSON_AddNumberToObject(doc, "classes", (double)c->classes);
-    cJSON_AddBoolToObject(doc, "batchformer", layer || c->batchformer);
-    cJSON_AddNumberToObject(doc, "heads", (double)c->heads);
-    cJSON_AddNumberToObject(doc, "dropout", c->dropout);
-}
-
 static cJSON *spread_of_rates(const struct bench_told *told)
 {
     const struct bench_times *t = told->times;
@@ -193,7 +154,8 @@ static cJSON *make_doc(const struct bench_told *told, const struct told_rows *r,
 
     for (int i = 0; i < ps->n; i++)
         weights += ps->v[i]->kind == PARAM_WEIGHT ? shape_count(ps->v[i]->shape) : 0;
-    tell_case(doc, &told->net->cfg);
+    cJSON_AddStringToObject(doc, "program", "bench_step");
+    bench_net_tell(doc, &told->net->cfg);
     bench_tell_machine(doc, told->comm, told->threads);
     cJSON_AddNumberToObject(doc, "warm_steps", (double)told->warm);
     cJSON_AddItemToObject(doc, "images_per_s", spread_of_rates(told));

@@ -6,8 +6,8 @@
  *             [--precision bf16|tf32|fp32] [--repeats 5] [--peak-mib 1024] [--peak-n 8192]
  *
  * Writes one JSON document. Steps are made call by call, so an operator that is shorter than the launches of
- * its kernels is charged those; a recorded step, which the worker makes, is not. GB/s counts the bytes that
- * an operator cannot do without: each tensor that it reads or writes, once. TFLOP/s counts products only.
+ * its kernels is charged those; a recorded step, which the worker makes, is not. GB/s and TFLOP/s count as
+ * bench_net.h says: each tensor that an operator reads or writes once, and products only.
  */
 #include <cjson/cJSON.h>
 #include <math.h>
@@ -15,34 +15,25 @@
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
+#include "bench/bench_net.h"
 #include "worker/backend/cuda/cuda_internal.h"
 #include "worker/comm/comm_nccl.h"
 #include "worker/engine/program_impl.h"
 #include "worker/engine/tuning.h"
-#include "worker/nn/batchformer.h"
-#include "worker/nn/resnet.h"
 #ifdef BF_SIM
 #include <mpi.h> /* the simulated NCCL runs over it */
 #endif
 
-enum {
-    WARM_STEPS = 2,
-    PEAK_RUNS = 10,
-    MAX_ROWS = 4096,
-    KEY_BYTES = 320,
-    TIMEOUT_MS = 60000,
-    TEXT_BYTES = 1 << 16
-};
+enum { WARM_STEPS = 2, PEAK_RUNS = 10, MAX_ROWS = 4096, TIMEOUT_MS = 60000, TEXT_BYTES = 1 << 16 };
 
 struct options {
-    const char *arch, *precision;
-    long batch, size, channels, classes, repeats, peak_mib, peak_n;
-    double width;
+    struct bench_net_cfg net;
+    long repeats, peak_mib, peak_n;
 };
 
 /* Times of one operator on one shape, in one direction. */
 struct row {
-    char key[KEY_BYTES];
+    char key[BENCH_KEY_BYTES];
     enum op op;
     bool backward;
     int nodes;
@@ -56,11 +47,7 @@ struct bench {
     struct tuning *tuning; /* engines are measured, as the worker does */
     cudaStream_t stream;
     struct comm *host, *comm;
-    struct params *params;
-    struct graph *graph;
-    struct program *program;
-    struct node *images, *labels, *loss;
-    int64_t counts[1];
+    struct bench_net net;
     cudaEvent_t *marks; /* marks[0] before, marks[i + 1] after the i-th thing that ran */
     int n_marks, max_marks;
     int *node_of; /* of the i-th thing: id, and ~id backward */
@@ -68,91 +55,28 @@ struct bench {
     int n_rows;
 };
 
-static int usage(void)
+static int parse(struct options *o, int argc, char **argv)
 {
-    fprintf(stderr,
-            "usage: gpu_ops [--arch A] [--batch N] [--size N] [--channels N] [--classes N] [--width X] "
-            "[--precision fp32|tf32|bf16] [--repeats N] [--peak-mib N] [--peak-n N]\n");
-    return 2;
-}
+    const struct bench_arg table[] = {
+        BENCH_NET_ARGS(&o->net),
+        {"--repeats", ARG_INT, &o->repeats, "steps that are timed"},
+        {"--peak-mib", ARG_INT, &o->peak_mib, "size of the sweep that tells the bandwidth"},
+        {"--peak-n", ARG_INT, &o->peak_n, "size of the product that tells the rate"},
+        {NULL, ARG_FLAG, NULL, NULL}};
+    struct err e = ERR_INIT;
 
-static bool parse(struct options *o, int argc, char **argv)
-{
-    struct {
-        const char *name;
-        long *value;
-    } numbers[] = {{"--batch", &o->batch},     {"--size", &o->size},       {"--channels", &o->channels},
-                   {"--classes", &o->classes}, {"--repeats", &o->repeats}, {"--peak-mib", &o->peak_mib},
-                   {"--peak-n", &o->peak_n}};
-
-    *o = (struct options){"resnet50", "bf16", 256, 224, 3, 1000, 5, 1024, 8192, 1};
-    for (int i = 1; i < argc; i += 2) {
-        bool known = i + 1 < argc;
-        if (known && !strcmp(argv[i], "--arch"))
-            o->arch = argv[i + 1];
-        else if (known && !strcmp(argv[i], "--precision"))
-            o->precision = argv[i + 1];
-        else if (known && !strcmp(argv[i], "--width"))
-            o->width = strtod(argv[i + 1], NULL);
-        else {
-            size_t k = 0, n = sizeof numbers / sizeof numbers[0];
-            while (known && k < n && strcmp(argv[i], numbers[k].name) != 0)
-                k++;
-            if (!known || k == n || (*numbers[k].value = strtol(argv[i + 1], NULL, 10)) < 1)
-                return false;
-        }
-    }
-    return resnet_find(o->arch) && o->width > 0 &&
-           (!strcmp(o->precision, "fp32") || !strcmp(o->precision, "tf32") || !strcmp(o->precision, "bf16"));
-}
-
-/* ---- the network ---- */
-
-/* The training graph of the long-tailed task. */
-static int build(struct bench *b, struct err *e)
-{
-    const struct options *o = &b->o;
-    const struct resnet_arch *arch = resnet_find(o->arch);
-    struct row_split rows = {.size = 1, .total = o->batch, .local = o->batch, .counts = b->counts};
-    struct net net;
-
-    b->counts[0] = o->batch;
-    b->params = params_create(b->be);
-    b->graph = graph_create(b->params, &rows, true);
-    net_init(&net, b->graph, true, e);
-    b->images = net_input(&net, "images", shape4(o->batch, o->size, o->size, o->channels), DTYPE_F32);
-    b->labels = net_input(&net, "labels", shape1(o->batch), DTYPE_I32);
-    struct node *x = resnet_build(&net, arch, o->width, net_cast(&net, b->images, b->dtype));
-    if (net_failed(&net))
-        return -1;
-    int64_t c = shape_channels(x->shape);
-    struct batchformer_cfg cfg = {
-        .layers = 1, .heads = 4, .ffn = c, .dropout = 0.5, .global = true, .gather = GATHER_KEYS_VALUES};
-    struct init init = {INIT_UNIFORM, 1 / sqrt((double)c)};
-    x = net_concat_rows(&net, x, batchformer_build(&net, &cfg, x));
-    x = net_cast(&net, net_linear(&net, x, arch->classifier, o->classes, init, init), DTYPE_F32);
-    b->loss =
-        net_softmax_xent(&net, x, net_concat_rows(&net, b->labels, b->labels), NULL, 2.0 * (double)o->batch);
-    return net_failed(&net) ? -1 : 0;
-}
-
-static int feed(struct bench *b, struct err *e)
-{
-    const int64_t n = shape_count(b->images->shape), rows = b->o.batch;
-    float *x = xmalloc((size_t)n * sizeof *x);
-    int32_t *y = xmalloc((size_t)rows * sizeof *y);
-    int rc;
-
-    for (int64_t i = 0; i < n; i++) /* no pattern in it that a convolution would see */
-        x[i] = (float)((uint32_t)i * 2654435761u >> 8) * 0x1p-23f - 1;
-    for (int64_t i = 0; i < rows; i++)
-        y[i] = (int32_t)(i % b->o.classes);
-    rc = program_feed(b->program, b->images, x, (size_t)n * sizeof *x, e);
-    if (rc == 0)
-        rc = program_feed(b->program, b->labels, y, (size_t)rows * sizeof *y, e);
-    free(x);
-    free(y);
-    return rc;
+    *o = (struct options){.net = bench_net_defaults(), .repeats = 5, .peak_mib = 1024, .peak_n = 8192};
+    o->net.arch = "resnet50";
+    o->net.precision = "bf16";
+    o->net.batch = 256;
+    o->net.size = 224;
+    o->net.channels = 3;
+    o->net.classes = 1000;
+    if (bench_args_read(table, argc, argv, &e) == 0)
+        return 0;
+    fprintf(stderr, "gpu_ops: %s\noptions:\n", e.msg);
+    bench_args_help(table);
+    return -1;
 }
 
 static int mark(void *arg, const struct program *p, int i, bool backward, struct err *e)
@@ -168,91 +92,36 @@ static int mark(void *arg, const struct program *p, int i, bool backward, struct
 
 static int open_all(struct bench *b, struct err *e)
 {
-    const struct cuda_config cfg = {.allow_tf32 = !strcmp(b->o.precision, "tf32"), .deterministic = true};
+    const struct cuda_config cfg = {.allow_tf32 = !strcmp(b->o.net.precision, "tf32"), .deterministic = true};
     static const struct log complaints = {.fd = STDERR_FILENO, .level = LOG_WARN, .component = "gpu_ops"};
     struct comm_nccl_config nc = {.timeout_ms = TIMEOUT_MS};
 
-    b->dtype = strcmp(b->o.precision, "bf16") ? DTYPE_F32 : DTYPE_BF16;
+    b->dtype = strcmp(b->o.net.precision, "bf16") ? DTYPE_F32 : DTYPE_BF16;
     if (!(b->be = cuda_backend_create(&cfg, e)))
         return -1;
     b->be->tuning = b->tuning = tuning_create(true, &complaints);
     b->host = comm_single_create();
     cuda_backend_streams(b->be, &nc.compute_stream, &nc.comm_stream);
     b->stream = nc.compute_stream;
-    if (!(b->comm = comm_nccl_create(b->host, &nc, e)) || build(b, e) < 0 ||
-        params_finalize(b->params, 1, e) < 0)
+    if (!(b->comm = comm_nccl_create(b->host, &nc, e)) ||
+        bench_net_open(&b->net, &b->o.net, b->be, b->comm, 0, e) < 0 || bench_net_feed(&b->net, e) < 0)
         return -1;
-    struct program_cfg pc = {.backend = b->be, .comm = b->comm, .loss = b->loss};
-    if (!(b->program = program_compile(b->graph, &pc, e)) || feed(b, e) < 0)
-        return -1;
-    b->max_marks = 2 * b->graph->n_nodes;
+    b->max_marks = 2 * b->net.graph->n_nodes;
     b->marks = xcalloc((size_t)b->max_marks + 1, sizeof *b->marks);
     b->node_of = xcalloc((size_t)b->max_marks, sizeof *b->node_of);
     for (int i = 0; i <= b->max_marks; i++)
         CUDA_TRY(e, cudaEventCreate(&b->marks[i]));
-    b->program->watch = (struct watch){mark, b};
+    b->net.program->watch = (struct watch){mark, b};
     return 0;
 }
 
-/* ---- what an operator does ---- */
-
-static double tensor_bytes(const struct node *n)
-{
-    return (double)shape_count(n->shape) * (double)dtype_bytes(n->dtype);
-}
-
-static double bytes_of(const struct node *n, bool backward)
-{
-    double sum = tensor_bytes(n); /* its value, or the gradient of that */
-
-    for (int i = 0; i < n->n_inputs; i++) {
-        if (!backward || n->bwd_reads >> i & 1)
-            sum += tensor_bytes(n->in[i]);
-        if (backward && op_table[n->op].grad_inputs >> i & 1 && n->in[i]->needs_grad)
-            sum += tensor_bytes(n->in[i]);
-    }
-    return backward && n->bwd_reads & READS_OUT ? sum + tensor_bytes(n) : sum;
-}
-
-/* Of the products. Attention makes two products forward, and five backward, as weights are made again. */
-static double flops_of(const struct node *n, bool backward)
-{
-    double one;
-
-    switch (n->op) {
-    case OP_CONV2D:
-        one = 2 * (double)shape_count(n->shape) * (double)shape_count(n->in[1]->shape) /
-              (double)n->shape.dims[3];
-        break;
-    case OP_LINEAR:
-        one = 2 * (double)shape_count(n->in[1]->shape) * (double)shape_rows(n->shape);
-        break;
-    case OP_ATTENTION:
-        return (backward ? 10 : 4) * (double)shape_count(n->shape) * (double)n->in[1]->shape.dims[0];
-    default:
-        return 0;
-    }
-    return backward ? one * (n->in[0]->needs_grad + n->in[1]->needs_grad) : one;
-}
-
-static void key_of(const struct node *n, bool backward, char key[KEY_BYTES])
-{
-    char in[96], out[96], more[48] = "";
-
-    shape_text(n->in[0]->shape, in);
-    shape_text(n->shape, out);
-    if (n->op == OP_CONV2D)
-        snprintf(more, sizeof more, " %dx%d/%d", n->attr.conv.kernel, n->attr.conv.kernel,
-                 n->attr.conv.stride);
-    snprintf(key, KEY_BYTES, "%s%s %s -> %s%s", op_table[n->op].name, more, in, out,
-             backward ? " backward" : "");
-}
+/* ---- measuring ---- */
 
 static struct row *row_of(struct bench *b, const struct node *n, bool backward)
 {
-    char key[KEY_BYTES];
+    char key[BENCH_KEY_BYTES];
 
-    key_of(n, backward, key);
+    bench_node_key(n, backward, key);
     for (int i = 0; i < b->n_rows; i++)
         if (!strcmp(b->rows[i].key, key))
             return &b->rows[i];
@@ -263,15 +132,13 @@ static struct row *row_of(struct bench *b, const struct node *n, bool backward)
     return r;
 }
 
-/* ---- measuring ---- */
-
 static int step(struct bench *b, uint64_t number, struct err *e)
 {
     b->n_marks = 0;
-    if (program_begin(b->program, 1, number, e) < 0)
+    if (program_begin(b->net.program, 1, number, e) < 0)
         return -1;
     CUDA_TRY(e, cudaEventRecord(b->marks[0], b->stream));
-    return program_run(b->program, e) < 0 || program_backward(b->program, e) < 0 ? -1 : 0;
+    return program_run(b->net.program, e) < 0 || program_backward(b->net.program, e) < 0 ? -1 : 0;
 }
 
 /* Adds a step to the rows. */
@@ -282,15 +149,15 @@ static int collect(struct bench *b, bool first, double *step_ms, struct err *e)
     CUDA_TRY(e, cudaStreamSynchronize(b->stream));
     for (int i = 0; i < b->n_marks; i++) {
         const bool backward = b->node_of[i] < 0;
-        const struct node *n = b->graph->nodes[backward ? ~b->node_of[i] : b->node_of[i]];
+        const struct node *n = b->net.graph->nodes[backward ? ~b->node_of[i] : b->node_of[i]];
         struct row *r = row_of(b, n, backward);
         CUDA_TRY(e, cudaEventElapsedTime(&ms, b->marks[i], b->marks[i + 1]));
         r->ms += (double)ms / (double)b->o.repeats;
         *step_ms += (double)ms / (double)b->o.repeats;
         if (first) {
             r->nodes++;
-            r->bytes += bytes_of(n, backward);
-            r->flops += flops_of(n, backward);
+            r->bytes += bench_node_bytes(n, backward);
+            r->flops += bench_node_flops(n, backward);
         }
     }
     return 0;
@@ -430,15 +297,12 @@ static void tell(struct bench *b, double step_ms, double gb_s, double tflop_s)
 {
     cJSON *doc = cJSON_CreateObject(), *rows;
 
-    cJSON_AddStringToObject(doc, "arch", b->o.arch);
-    cJSON_AddStringToObject(doc, "precision", b->o.precision);
-    cJSON_AddNumberToObject(doc, "batch", (double)b->o.batch);
-    cJSON_AddNumberToObject(doc, "size", (double)b->o.size);
+    bench_net_tell(doc, &b->o.net);
     cJSON_AddItemToObject(doc, "gpu", cuda_probe_device(0));
     cuda_probe_versions(doc);
     cJSON_AddNumberToObject(doc, "peak_gb_per_s", gb_s);
     cJSON_AddNumberToObject(doc, "peak_tflop_per_s", tflop_s);
-    cJSON_AddNumberToObject(doc, "arena_bytes", (double)program_arena_bytes(b->program));
+    cJSON_AddNumberToObject(doc, "arena_bytes", (double)program_arena_bytes(b->net.program));
     cJSON_AddNumberToObject(doc, "step_ms", step_ms); /* forward and backward */
     rows = cJSON_AddArrayToObject(doc, "rows");
     qsort(b->rows, (size_t)b->n_rows, sizeof b->rows[0], slowest_first);
@@ -469,12 +333,7 @@ static void close_all(struct bench *b)
             cudaEventDestroy(b->marks[i]);
     free(b->marks);
     free(b->node_of);
-    if (b->program)
-        program_destroy(b->program);
-    if (b->graph)
-        graph_destroy(b->graph);
-    if (b->params)
-        params_destroy(b->params);
+    bench_net_close(&b->net);
     if (b->comm && b->comm != b->host)
         comm_destroy(b->comm);
     if (b->host)
@@ -490,8 +349,8 @@ int main(int argc, char **argv)
     struct err e = ERR_INIT;
     double step_ms = 0, gb_s = 0, tflop_s = 0;
 
-    if (!parse(&b.o, argc, argv))
-        return usage();
+    if (parse(&b.o, argc, argv) < 0)
+        return 2;
     if (cuda_device_count(&e) == 0) {
         fprintf(stderr, "gpu_ops: skipped: %s\n", e.msg);
         return 77;

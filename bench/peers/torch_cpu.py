@@ -2,6 +2,7 @@
 """PyTorch on CPUs doing what bench_step does: the same network, mini-batch and optimiser (torch_nets.py).
 
     torch_cpu.py [--threads 2] [--ranks 1]
+    torchrun --nproc-per-node R torch_cpu.py --once REQUEST      one request; says when the first step was done
 
 Run by bench/run, which keeps the process between measurements, so that what was compiled stays. The first line that it
 writes says what it is; then it reads requests, one JSON object a line,
@@ -9,7 +10,7 @@ writes says what it is; then it reads requests, one JSON object a line,
     {"arch": "resnet20", "precision": "fp32", "batch": 128, "size": 28, "channels": 1, "classes": 10, "batchformer": true,
      "heads": 4, "dropout": 0.5, "layout": "channels_last", "mode": "eager", "warm": 3, "steps": 20, "seconds": 0}
 
-and answers each with a line: images_per_s and step_ms (median, min, max), losses of all steps, peak_rss_bytes of each
+and answers each with a line: images_per_s and step_ms (median, min, max), parameters, losses of all steps, peak_rss_bytes of each
 rank (VmHWM, since the process began), import_rss_bytes (what was resident when torch was imported and nothing made), or
 {"error": …}. Between requests it waits on stdin and uses no CPU.
 
@@ -161,8 +162,10 @@ def answer(trainers, q):
     if key not in trainers:
         trainers[key] = Trainer(q)
     times, losses = trainers[key].measure(q)
+    if not times:
+        return {"error": "no step was asked for"}
     return {"images_per_s": spread([q["batch"] / t for t in times]), "step_ms": spread([1e3 * t for t in times], True),
-            "losses": losses, "peak_rss_bytes": gathered(status_bytes("VmHWM")), "import_rss_bytes": IMPORT_RSS,
+            "parameters": sum(p.numel() for p in trainers[key].net.parameters()), "losses": losses, "peak_rss_bytes": gathered(status_bytes("VmHWM")), "import_rss_bytes": IMPORT_RSS,
             "pids": gathered(os.getpid())}
 
 
@@ -198,33 +201,56 @@ def serve():
             return
 
 
+def once(q):
+    """The first step under torchrun, which is our parent."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        dist.init_process_group("gloo")
+    Trainer(q).step()
+    now = time.time()
+    if rank() == 0:
+        print(json.dumps({"first_step_at": now}), flush=True)
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def serve_ranks(args):
+    others = []
+    with tempfile.TemporaryDirectory() as folder:
+        meet = args.meet or f"{folder}/meet"
+        if args.rank == 0:
+            others = [subprocess.Popen([sys.executable, __file__, "--threads", str(args.threads), "--ranks", str(args.ranks),
+                                        "--rank", str(r), "--meet", meet], stdin=subprocess.DEVNULL)
+                      for r in range(1, args.ranks)]
+        dist.init_process_group("gloo", init_method=f"file://{meet}", rank=args.rank, world_size=args.ranks)
+        introduce(args)
+        serve()
+        dist.destroy_process_group()
+        for other in others:
+            other.wait()
+
+
+def introduce(args):
+    if args.rank == 0:
+        print(json.dumps({"torch": torch.__version__, "threads": args.threads, "ranks": args.ranks,
+                          "import_rss_bytes": IMPORT_RSS}), flush=True)
+
+
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--threads", type=int, default=2)
     p.add_argument("--ranks", type=int, default=1)
+    p.add_argument("--once", type=json.loads, metavar="REQUEST")
     p.add_argument("--rank", type=int, default=0, help=argparse.SUPPRESS)
     p.add_argument("--meet", help=argparse.SUPPRESS)
     args = p.parse_args()
     torch.set_num_threads(args.threads)
-    others = []
-    with tempfile.TemporaryDirectory() as folder:
-        if args.ranks > 1:
-            meet = args.meet or f"{folder}/meet"
-            if args.rank == 0:
-                others = [subprocess.Popen([sys.executable, __file__, "--threads", str(args.threads), "--ranks", str(args.ranks),
-                                            "--rank", str(r), "--meet", meet], stdin=subprocess.DEVNULL)
-                          for r in range(1, args.ranks)]
-            dist.init_process_group("gloo", init_method=f"file://{meet}", rank=args.rank, world_size=args.ranks)
-        if args.rank == 0:
-            print(json.dumps({"torch": torch.__version__, "threads": args.threads, "ranks": args.ranks,
-                              "import_rss_bytes": IMPORT_RSS, "onednn": torch.backends.mkldnn.is_available(),
-                              "capability": getattr(torch.backends.cpu, "get_cpu_capability", lambda: "")()
-                              if hasattr(torch.backends, "cpu") else ""}), flush=True)
+    if args.once:
+        once(args.once)
+    elif args.ranks > 1:
+        serve_ranks(args)
+    else:
+        introduce(args)
         serve()
-        if args.ranks > 1:
-            dist.destroy_process_group()
-        for other in others:
-            other.wait()
 
 
 if __name__ == "__main__":

@@ -47,7 +47,8 @@ set_tests_properties(test_comm_nccl_peer_gone PROPERTIES TIMEOUT 300 PROCESSORS 
   ENVIRONMENT "${sim_environment};NCCLSIM_FAIL=1:1")
 
 # bench/gpu_ops.c, on shapes that say nothing about speed.
-add_executable(gpu_ops_sim ${CMAKE_SOURCE_DIR}/bench/gpu_ops.c)
+add_executable(gpu_ops_sim ${CMAKE_SOURCE_DIR}/bench/gpu_ops.c ${CMAKE_SOURCE_DIR}/bench/bench_net.c
+  ${CMAKE_SOURCE_DIR}/bench/bench_args.c)
 target_link_libraries(gpu_ops_sim PRIVATE bf_nn bf_cuda_sim bf_comm_nccl_sim bf_comm bf_engine MPI::MPI_C
   PkgConfig::CJSON m)
 set_target_properties(gpu_ops_sim PROPERTIES LINKER_LANGUAGE CXX)
