@@ -8,7 +8,7 @@ import shutil
 
 import pytest
 
-from workerlib import deviation, losses, make_spec, read_safetensors, result, run, worst
+from workerlib import deviation, has_bf16, losses, make_spec, read_safetensors, result, run, worst
 
 STEPS = 6  # the third and later ones are replays of the recorded step
 
@@ -172,10 +172,22 @@ def test_bf16(gpus, tmp_path, gpu):
     assert deviation(gpu[1][0]["loss"], one["loss"]) > 1e-7, "it was fp32"
 
 
-def test_bf16_on_two_ranks(gpus, tmp_path):
+@pytest.mark.parametrize("gather", ["kv", "features"])
+def test_bf16_on_two_ranks(gpus, tmp_path, gather):
     gpus.need(2)
-    one, two = (train(gpus, tmp_path, spec_of(1, train__precision="bf16"), n, f"r{n}", dump=1)[0] for n in (1, 2))
+    spec = spec_of(1, train__precision="bf16", batchformer__gather=gather)
+    one, two = (train(gpus, tmp_path, spec, n, f"r{n}", dump=1)[0] for n in (1, 2))
     close_in_direction(one, two, 2e-2, 0.1)
+    assert worst(one, two, "grad.") < (0.1, "")
+
+
+@pytest.mark.skipif(not has_bf16(), reason="the CPU worker's bf16 needs AVX-512")
+def test_bf16_is_the_cpus(gpus, tmp_path):
+    """The same roundings in the same places, but for what lies within an operator."""
+    a, _ = train(gpus, tmp_path, spec_of(0, train__precision="bf16"), None, "cpu", dump=1)
+    b, _ = train(gpus, tmp_path, spec_of(1, train__precision="bf16"), 1, "gpu", dump=1)
+    assert abs(a["loss"] - b["loss"]) <= 1e-3 * a["loss"]
+    assert worst(a, b, "grad.") < (5e-2, "")
 
 
 def test_tf32(gpus, tmp_path, gpu):

@@ -6,7 +6,7 @@ import copy
 import pytest
 
 from test_exactness import REAL
-from workerlib import losses, make_spec, metrics, read_safetensors, result, run
+from workerlib import has_bf16, losses, make_spec, metrics, read_safetensors, result, run
 
 STEPS = 12
 VARIANTS = {
@@ -19,6 +19,13 @@ VARIANTS = {
     "adamw, moving average": {"optim": {"kind": "adamw", "lr": 0.003, "ema": 0.8}},
     "lars, clipping": {"optim": {"kind": "lars", "lr": 0.5, "trust_coefficient": 0.02}, "train__max_grad_norm": 1},
 }
+if has_bf16():
+    VARIANTS |= {
+        "bf16": {"train__precision": "bf16"},
+        "bf16, odd shards, module at evaluation": {"train__precision": "bf16", "train__batch_size": 23,
+                                                   "train__micro_shards": 5, "eval__batch_size": 31,
+                                                   "batchformer__eval": True, "batchformer__layers": 2},
+    }
 
 
 def spec_of(**changes):

@@ -47,6 +47,12 @@ def make_spec(**changes):
     return spec
 
 
+def has_bf16():
+    """Whether the CPU worker takes train.precision "bf16" here: oneDNN does with AVX-512."""
+    flags = pathlib.Path("/proc/cpuinfo").read_text().split()
+    return {"avx512f", "avx512bw", "avx512vl", "avx512dq"} <= set(flags)
+
+
 def command(job, run_dir, *args, ranks=None, program="batchformer-worker"):
     """ranks None: no launcher at all."""
     head = [] if ranks is None else ["mpirun", "--oversubscribe", "--bind-to", "none", "-n", str(ranks)]
