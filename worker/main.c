@@ -49,6 +49,7 @@ static struct comm *open_mpi(const struct launcher *l, int *argc, char ***argv, 
     struct comm *comm;
     int provided;
 
+    launcher_prepare_mpi(l);
     if (MPI_Init_thread(argc, argv, MPI_THREAD_FUNNELED, &provided) != MPI_SUCCESS) {
         err_set(e, "MPI_Init_thread failed");
         return NULL;
