@@ -49,6 +49,7 @@ static struct comm *open_mpi(const struct launcher *l, int *argc, char ***argv, 
     struct comm *comm;
     int provided;
 
+    launcher_prepare_mpi(l);
     if (MPI_Init_thread(argc, argv, MPI_THREAD_FUNNELED, &provided) != MPI_SUCCESS) {
         err_set(e, "MPI_Init_thread failed");
         return NULL;
@@ -107,6 +108,7 @@ static const struct task_ops *find_task(enum jobspec_task id)
 static enum run_exit train(struct comm *comm, const struct options *o, int signal_fd, int64_t start_ns,
                            bool *orderly)
 {
+    int64_t comm_ns = clock_mono_ns();
     struct jobspec *spec = xcalloc(1, sizeof *spec);
     struct err e = ERR_INIT;
     cJSON *resolved = NULL;
@@ -130,7 +132,8 @@ static enum run_exit train(struct comm *comm, const struct options *o, int signa
                               .max_steps = o->max_steps,
                               .dump = o->dump,
                               .signal_fd = signal_fd,
-                              .start_ns = start_ns};
+                              .start_ns = start_ns,
+                              .comm_ns = comm_ns};
         ASSERT(cfg.task);
         status = run_job(&cfg, orderly);
     }

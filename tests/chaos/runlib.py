@@ -82,7 +82,7 @@ def every_checkpoint_is_whole(run_dir):
 def curve(run_dir):
     """All of metrics.jsonl in its order, but for what a clock says."""
     records = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in r.items() if k != "time" and not k.endswith("images_per_s")} for r in records]
+    return [{k: v for k, v in r.items() if k != "time" and not k.endswith(("images_per_s", "_wait_s"))} for r in records]
 
 
 def last_checkpoint(run_dir):

@@ -41,7 +41,7 @@ def train(folder, spec, ranks, name, *args, steps=STEPS):
 
 def numbers(run_dir):
     """Everything in metrics.jsonl but what a clock says."""
-    return [{k: v for k, v in line.items() if k != "time" and not k.endswith("images_per_s")}
+    return [{k: v for k, v in line.items() if k != "time" and not k.endswith(("images_per_s", "_wait_s"))}
             for line in metrics(run_dir)]
 
 

@@ -9,6 +9,34 @@ from workerlib import (bin_dir, checkpoints, idx_spec, log, losses, make_spec, m
                        wait_for, write_idx)
 
 
+def check_timings(t):
+    assert set(t) == {"start_s", "comm_s", "data_s", "compile_s", "first_step_s", "train_s", "data_wait_s", "comm_wait_s",
+                      "eval_s", "checkpoint_s", "total_s"}
+    assert all(v >= 0 for v in t.values())
+    assert t["comm_s"] + t["data_s"] + t["compile_s"] <= t["start_s"]
+    assert t["first_step_s"] <= t["train_s"] and t["data_wait_s"] + t["comm_wait_s"] <= t["train_s"]
+    assert t["start_s"] + t["train_s"] + t["eval_s"] + t["checkpoint_s"] <= t["total_s"]
+
+
+@pytest.mark.sanitize
+@pytest.mark.parametrize("launcher", ["mpi", "tcp"])
+def test_waits_for_other_ranks_are_told(tmp_path, launcher):
+    """In total, and since the logged step before; both are rank 0's."""
+    spec = make_spec(train__log_every_steps=5)
+    if launcher == "mpi":
+        where, _ = run(tmp_path, spec, ranks=2)
+    else:
+        tasks = [start(tmp_path, spec, env=slurm_task(r, 2)) for r in range(2)]
+        assert [p.wait(timeout=120) for _, p in tasks] == [0, 0]
+        where = tasks[0][0]
+    t = result(where)["timings"]
+    check_timings(t)
+    lines = metrics(where, "step")
+    assert [m["step"] for m in lines] == [5, 10, 12] and t["comm_wait_s"] > 0
+    for name in ("data_wait_s", "comm_wait_s"):
+        assert sum(m[name] for m in lines) == pytest.approx(t[name])
+
+
 @pytest.mark.sanitize
 def test_alone(tmp_path):
     where, p = run(tmp_path, make_spec())
@@ -24,8 +52,9 @@ def test_alone(tmp_path):
     assert few and ev["few"] == pytest.approx(np.mean(few))
     assert r["best"]["val_top1"] == max(m["val_top1"] for m in metrics(where, "eval") if m["split"] == "validation")
     assert r["images_per_s"] > 0
-    assert set(r["timings"]) == {"start_s", "train_s", "eval_s", "checkpoint_s", "data_wait_s", "total_s"}
-    assert all(v >= 0 for v in r["timings"].values())
+    check_timings(r["timings"])
+    assert r["timings"]["comm_wait_s"] == 0
+    assert all(m["data_wait_s"] >= 0 and m["comm_wait_s"] == 0 for m in metrics(where, "step"))
 
     assert list(losses(where)) == list(range(1, 13))
     assert [m["epoch"] for m in metrics(where, "epoch")] == [1, 2, 3]

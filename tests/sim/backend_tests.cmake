@@ -34,8 +34,8 @@ endforeach()
 
 # The whole worker, with GPUs that are simulated.
 set(worker ${CMAKE_SOURCE_DIR}/worker)
-add_executable(batchformer-worker-sim ${worker}/main.c ${worker}/options.c ${worker}/device.c)
-target_compile_definitions(batchformer-worker-sim PRIVATE BF_WITH_CUDA=1)
+add_executable(batchformer-worker-sim ${worker}/main.c ${worker}/options.c ${worker}/device.c ${worker}/gpu_module.c
+  gpu_linked.c)
 target_link_libraries(batchformer-worker-sim PRIVATE bf_tasks bf_train bf_cpu bf_cuda_sim bf_comm_nccl_sim bf_comm
   bf_proto MPI::MPI_C)
 set_target_properties(batchformer-worker-sim PROPERTIES LINKER_LANGUAGE CXX)

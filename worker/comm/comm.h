@@ -47,6 +47,9 @@ struct comm_ops {
     /* Waits, within the timeout, until all that was enqueued so far is done; `what` says in the message what
      * that is. NULL: nothing is ever enqueued. */
     int (*sync)(struct comm *c, const char *what, struct err *e);
+    /* Nanoseconds that this rank has been in calls that wait for others, the moving of data in them included.
+     * NULL: not known, for nobody waits on the host. */
+    int64_t (*wait_ns)(const struct comm *c);
     /* Best effort: makes the other ranks fail rather than wait: they are ended (MPI), or get ERR_PEER_LOST
      * with code exit_status (TCP). */
     void (*abort)(struct comm *c, int exit_status);
@@ -106,6 +109,12 @@ static inline int comm_barrier(struct comm *c, struct err *e)
 static inline int comm_sync(struct comm *c, const char *what, struct err *e)
 {
     return c->ops->sync ? c->ops->sync(c, what, e) : 0;
+}
+
+/* -1: not known. */
+static inline int64_t comm_wait_ns(const struct comm *c)
+{
+    return c->ops->wait_ns ? c->ops->wait_ns(c) : -1;
 }
 
 static inline void comm_abort(struct comm *c, int exit_status)

@@ -20,6 +20,7 @@ struct comm_mpi {
     struct comm base;
     MPI_Comm comm;
     int timeout_ms;
+    int64_t wait_ns;
     int *counts, *displs;           /* [size]: of the call in progress */
     int *recv_counts, *recv_displs; /* [size]: likewise, of an all-to-all */
 };
@@ -42,10 +43,8 @@ static int mpi_fail(int code, const char *what, struct err *e)
             return mpi_fail(code_, #call, e);                                                                \
     } while (0)
 
-static int finish(const struct comm_mpi *m, MPI_Request *req, const char *what, struct err *e)
+static int poll(const struct comm_mpi *m, MPI_Request *req, int64_t start, const char *what, struct err *e)
 {
-    int64_t start = clock_mono_ns();
-
     for (int n_polls = 0;; n_polls = back_off_next(n_polls)) {
         int done = 0;
         MPI_TRY(MPI_Test(req, &done, MPI_STATUS_IGNORE), e);
@@ -56,6 +55,15 @@ static int finish(const struct comm_mpi *m, MPI_Request *req, const char *what, 
                                 what, m->base.rank, m->timeout_ms / 1000);
         back_off(n_polls);
     }
+}
+
+static int finish(struct comm_mpi *m, MPI_Request *req, const char *what, struct err *e)
+{
+    int64_t start = clock_mono_ns();
+    int rc = poll(m, req, start, what, e);
+
+    m->wait_ns += clock_mono_ns() - start;
+    return rc;
 }
 
 static MPI_Datatype mpi_type(enum dtype t)
@@ -190,6 +198,11 @@ static int mpi_barrier(struct comm *c, struct err *e)
     return finish(m, &req, "barrier", e);
 }
 
+static int64_t mpi_wait_ns(const struct comm *c)
+{
+    return ((const struct comm_mpi *)c)->wait_ns;
+}
+
 static void mpi_abort(struct comm *c, int exit_status)
 {
     MPI_Abort(((struct comm_mpi *)c)->comm, exit_status);
@@ -217,6 +230,7 @@ static const struct comm_ops mpi_ops = {
     .wait = mpi_wait,
     .broadcast = mpi_broadcast,
     .barrier = mpi_barrier,
+    .wait_ns = mpi_wait_ns,
     .abort = mpi_abort,
     .destroy = mpi_destroy,
 };

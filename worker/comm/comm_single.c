@@ -67,6 +67,12 @@ static int single_barrier(struct comm *c, struct err *e)
     return 0;
 }
 
+static int64_t single_wait_ns(const struct comm *c)
+{
+    (void)c;
+    return 0;
+}
+
 static void single_abort(struct comm *c, int exit_status)
 {
     (void)c, (void)exit_status;
@@ -87,6 +93,7 @@ static const struct comm_ops single_ops = {
     .wait = single_wait,
     .broadcast = single_broadcast,
     .barrier = single_barrier,
+    .wait_ns = single_wait_ns,
     .abort = single_abort,
     .destroy = single_destroy,
 };

@@ -408,6 +408,11 @@ static int tcp_all_to_all(struct comm *base, const void *send, const int64_t *se
 
 /* ------------------------------------------------------------------ beginning and end */
 
+static int64_t tcp_wait_ns(const struct comm *c)
+{
+    return ((const struct comm_tcp *)c)->star.wait_ns;
+}
+
 static void tcp_abort(struct comm *base, int exit_status)
 {
     struct tcp_star *s = &tcp_of(base)->star;
@@ -444,6 +449,7 @@ static const struct comm_ops tcp_ops = {
     .wait = tcp_wait,
     .broadcast = tcp_broadcast,
     .barrier = tcp_barrier,
+    .wait_ns = tcp_wait_ns,
     .abort = tcp_abort,
     .destroy = tcp_destroy,
 };

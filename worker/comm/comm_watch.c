@@ -90,6 +90,11 @@ static int watch_sync(struct comm *c, const char *what, struct err *e)
     return leave(w, COMM_SYNC, comm_sync(w->inner, what, e));
 }
 
+static int64_t watch_wait_ns(const struct comm *c)
+{
+    return comm_wait_ns(((const struct comm_watch *)c)->inner);
+}
+
 static void watch_abort(struct comm *c, int exit_status)
 {
     comm_abort(((struct comm_watch *)c)->inner, exit_status);
@@ -110,6 +115,7 @@ static const struct comm_ops watch_ops = {
     .broadcast = watch_broadcast,
     .barrier = watch_barrier,
     .sync = watch_sync,
+    .wait_ns = watch_wait_ns,
     .abort = watch_abort,
     .destroy = watch_destroy,
 };

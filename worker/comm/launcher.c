@@ -1,7 +1,6 @@
 /* launcher - see launcher.h. */
 #include "worker/comm/launcher.h"
 
-#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -42,8 +41,10 @@ static int env_int(const char *name, int min, int *out, struct err *e)
 static int of_mpi(struct launcher *l, struct err *e)
 {
     const char *rank = first_set(mpi_ranks, N_OF(mpi_ranks));
+    const char *all = getenv("OMPI_COMM_WORLD_SIZE"), *here = getenv("OMPI_COMM_WORLD_LOCAL_SIZE");
 
     l->kind = LAUNCHER_MPI;
+    l->one_host = all && here && strcmp(all, here) == 0;
     l->size_of = first_set(mpi_sizes, N_OF(mpi_sizes));
     if (rank && env_int(rank, 0, &l->rank, e) < 0)
         return -1;
@@ -93,6 +94,12 @@ int launcher_find(struct launcher *l, struct err *e)
     if (first_set(mpi_marks, N_OF(mpi_marks)))
         return of_mpi(l, e);
     return getenv("SLURM_STEP_NUM_TASKS") ? of_slurm(l, e) : 0;
+}
+
+void launcher_prepare_mpi(const struct launcher *l)
+{
+    if (l->one_host && !getenv("OMPI_MCA_pml") && !getenv("OMPI_MCA_mtl"))
+        setenv("OMPI_MCA_pml", "ob1", 1);
 }
 
 int launcher_check_size(const struct launcher *l, int mpi_size, struct err *e)

@@ -2,6 +2,7 @@
 #ifndef COMM_LAUNCHER_H
 #define COMM_LAUNCHER_H
 
+#include <stdbool.h>
 #include "common/err.h"
 
 enum launcher_kind {
@@ -14,6 +15,7 @@ struct launcher {
     enum launcher_kind kind;
     int rank, size;      /* 0, 0 where the environment does not say */
     const char *size_of; /* the variable that says it, or NULL */
+    bool one_host;       /* Open MPI says that all ranks are on this host */
     char step[64];       /* LAUNCHER_SLURM: "17.0.1", job, step and restart; no other step has it now */
 };
 
@@ -21,6 +23,12 @@ struct launcher {
  * in a batch script that no srun started. Marks of MPI (OMPI_COMM_WORLD_SIZE, PMI_SIZE, PMI_RANK, PMIX_RANK)
  * come first. An error has kind ERR_USAGE and names the variable and its value. */
 int launcher_find(struct launcher *l, struct err *e);
+
+/* For MPI_Init() to come: where all ranks are on this host and nobody chose otherwise (OMPI_MCA_pml or
+ * OMPI_MCA_mtl, which mpirun --mca sets too), Open MPI takes its own transport, ob1 over shared memory. Left
+ * to itself it first asks every network library that it was built with, a fifth of a second each time, and
+ * comes to the same. Sets a variable of the environment. */
+void launcher_prepare_mpi(const struct launcher *l);
 
 /* MPI's number of ranks against the launcher's: where they differ, MPI does not understand the launcher, and
  * each process would believe to be a job of its own. */

@@ -170,7 +170,7 @@ static bool not_done(const struct tcp_link *l)
     return !tcp_link_done(l);
 }
 
-int tcp_star_exchange(struct tcp_star *s, struct tcp_call *c, struct err *e)
+static int exchange(struct tcp_star *s, struct tcp_call *c, struct err *e)
 {
     int64_t since = clock_mono_ns();
     bool said = false;
@@ -200,6 +200,15 @@ int tcp_star_exchange(struct tcp_star *s, struct tcp_call *c, struct err *e)
         if (n == 0 && wait_ms(s, since, true) == 0)
             return fail_late(s, c->kind, e);
     }
+}
+
+int tcp_star_exchange(struct tcp_star *s, struct tcp_call *c, struct err *e)
+{
+    int64_t since = clock_mono_ns();
+    int rc = exchange(s, c, e);
+
+    s->wait_ns += clock_mono_ns() - since;
+    return rc;
 }
 
 uint32_t tcp_star_begin(struct tcp_star *s)

@@ -19,6 +19,7 @@ struct tcp_star {
     struct tcp_link *links; /* rank 0: of ranks 1, 2, …; others: of rank 0 */
     struct pollfd *fds;     /* [n_links] */
     uint32_t n_calls;
+    int64_t wait_ns; /* in tcp_star_exchange() so far */
     char host[TCP_HOST_BYTES];
     bool broken;
     struct err why; /* it is broken */

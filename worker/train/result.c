@@ -53,10 +53,15 @@ static void add_timings(cJSON *doc, const struct result *r)
     cJSON *t = cJSON_AddObjectToObject(doc, "timings");
 
     json_add_double(t, "start_s", r->timings.start_s);
+    json_add_double(t, "comm_s", r->timings.comm_s);
+    json_add_double(t, "data_s", r->timings.data_s);
+    json_add_double(t, "compile_s", r->timings.compile_s);
+    json_add_double(t, "first_step_s", r->timings.first_step_s);
     json_add_double(t, "train_s", r->timings.train_s);
     json_add_double(t, "eval_s", r->timings.eval_s);
     json_add_double(t, "checkpoint_s", r->timings.checkpoint_s);
     json_add_double(t, "data_wait_s", r->timings.data_wait_s);
+    json_add_double(t, "comm_wait_s", r->timings.comm_wait_s);
     json_add_double(t, "total_s", r->timings.total_s);
 }
 

@@ -6,6 +6,7 @@
 #define TRAIN_RESULT_H
 
 #include <cjson/cJSON.h>
+#include <math.h>
 #include "worker/train/checkpoint.h"
 
 struct result {
@@ -25,10 +26,21 @@ struct result {
     const struct receipts *receipts; /* NULL: none. Borrowed */
     const cJSON *eval;               /* the test set with the final weights; NULL: none. Borrowed */
     struct {
-        double start_s; /* from program start to the first step; NaN: no step */
-        double train_s, eval_s, checkpoint_s, data_wait_s, total_s;
-    } timings;
+        double start_s; /* from program start to the first step */
+        double
+            comm_s; /* from program start until the ranks have met; this and the next are parts of start_s */
+        double data_s, compile_s;
+        double first_step_s;             /* part of train_s */
+        double train_s;                  /* steps alone */
+        double data_wait_s, comm_wait_s; /* of train_s, what this rank waited for */
+        double eval_s, checkpoint_s, total_s;
+    } timings; /* NaN: there was none, or it is not known */
 };
+
+#define RESULT_NO_TIMINGS                                                                                    \
+    {                                                                                                        \
+        NAN, NAN, NAN, NAN, NAN, 0, 0, NAN, 0, 0, 0                                                          \
+    }
 
 /* The caller owns the document. */
 cJSON *result_to_json(const struct result *r);

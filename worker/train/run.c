@@ -157,7 +157,8 @@ static int open_trainer(struct run *r, struct err *e)
                              .report = r->report,
                              .heart = r->heart,
                              .signal_fd = cfg->signal_fd,
-                             .start_ns = cfg->start_ns};
+                             .start_ns = cfg->start_ns,
+                             .comm_ns = cfg->comm_ns};
 
     log_info(&r->log, "job \"%s\" (%s), version %s, %d ranks, %d threads a rank, pid %ld", cfg->spec->name,
              cfg->task->name, BF_VERSION, cfg->comm->size, r->n_threads, (long)getpid());
@@ -189,7 +190,7 @@ static int write_result(struct run *r, const char *status, const char *reason, b
                          .best = {-1, -1, 0},
                          .loss = NAN,
                          .images_per_s = NAN,
-                         .timings.start_s = NAN};
+                         .timings = RESULT_NO_TIMINGS};
 
     if (r->trainer)
         trainer_result(r->trainer, &res);

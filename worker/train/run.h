@@ -24,7 +24,7 @@ struct run_cfg { /* all borrowed */
     int64_t max_steps;
     struct dump dump;
     int signal_fd;
-    int64_t start_ns;
+    int64_t start_ns, comm_ns; /* monotonic times: the program started; it had its communicator */
 };
 
 enum run_exit {

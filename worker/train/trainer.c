@@ -47,7 +47,10 @@ static int build_model(struct trainer *t, struct err *e)
                              .total = t->cfg.spec->train.batch_size,
                              .n_shards = t->cfg.spec->train.micro_shards};
 
-    if (!(t->task = t->cfg.task->create(&env, e)))
+    int64_t from = clock_mono_ns();
+    t->task = t->cfg.task->create(&env, e);
+    t->data_ns = clock_mono_ns() - from;
+    if (!t->task)
         return -1;
     for (int r = 0; r < comm->size; r++) {
         int64_t first;
@@ -72,9 +75,10 @@ static int build_programs(struct trainer *t, struct err *e)
                               .loss = t->built.loss,
                               .bucket_bytes = GRADIENT_BUCKET_BYTES};
 
-    if (!(t->program = program_compile(t->graph, &cfg, e)))
-        return -1;
-    return t->task->ops->prepare_eval(t->task, e);
+    int64_t from = clock_mono_ns();
+    int rc = (t->program = program_compile(t->graph, &cfg, e)) ? t->task->ops->prepare_eval(t->task, e) : -1;
+    t->compile_ns = clock_mono_ns() - from;
+    return rc;
 }
 
 /* What is left once the programs are there. */
@@ -264,10 +268,15 @@ void trainer_result(const struct trainer *t, struct result *r)
     r->eval = t->test;
     r->receipts = &t->at.receipts;
     r->timings.start_s = t->first_step_ns ? seconds(t->first_step_ns - t->cfg.start_ns) : NAN;
+    r->timings.comm_s = seconds(t->cfg.comm_ns - t->cfg.start_ns);
+    r->timings.data_s = seconds(t->data_ns);
+    r->timings.compile_s = seconds(t->compile_ns);
+    r->timings.first_step_s = t->first_step_end_ns ? seconds(t->first_step_end_ns - t->first_step_ns) : NAN;
     r->timings.train_s = seconds(t->whole.ns);
     r->timings.eval_s = seconds(t->eval_ns);
     r->timings.checkpoint_s = seconds(t->checkpoint_ns);
-    r->timings.data_wait_s = seconds(t->task->ops->data_wait_ns(t->task));
+    r->timings.data_wait_s = seconds(t->whole.data_wait_ns);
+    r->timings.comm_wait_s = comm_wait_ns(t->cfg.device_comm) < 0 ? NAN : seconds(t->whole.comm_wait_ns);
 }
 
 void trainer_destroy(struct trainer *t)

@@ -45,6 +45,7 @@ struct trainer_cfg { /* all borrowed */
     struct heartbeat *heart;   /* with a coordinator; else NULL */
     int signal_fd;
     int64_t start_ns; /* monotonic time at which the program started */
+    int64_t comm_ns;  /* and at which it had its communicator */
 };
 
 enum trainer_outcome {

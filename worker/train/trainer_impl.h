@@ -8,9 +8,10 @@
 #include "worker/train/schedule.h"
 #include "worker/train/trainer.h"
 
-/* Training alone: steps done, images of all ranks, time. */
+/* Training alone: images of all ranks; time, and how much of it this rank waited for data and for other
+ * ranks. */
 struct pace {
-    int64_t images, ns;
+    int64_t images, ns, data_wait_ns, comm_wait_ns;
 };
 
 struct trainer {
@@ -44,9 +45,11 @@ struct trainer {
     int64_t console_ns; /* when the last line for a person was written */
 
     const char *phase;
-    double loss, lr, images_per_s;      /* of the last logged step; NaN: none yet */
-    struct pace interval, epoch, whole; /* since the last logged step; in this epoch; in this process */
-    int64_t first_step_ns, eval_ns, checkpoint_ns, steps_done;
+    double loss, lr, images_per_s;            /* of the last logged step; NaN: none yet */
+    struct pace interval, epoch, whole;       /* since the last logged step; in this epoch; in this process */
+    int64_t data_ns, compile_ns;              /* of the start */
+    int64_t first_step_ns, first_step_end_ns; /* when it began and ended; 0: not yet */
+    int64_t eval_ns, checkpoint_ns, steps_done;
     int64_t validated_step; /* step of `validation`; -1: none */
     cJSON *validation, *test;
     int stop_signal;        /* that this rank got; 0: none */

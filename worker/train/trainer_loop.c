@@ -40,13 +40,23 @@ void trainer_progress(struct trainer *t, const char *phase)
                                                              .checkpoint_step = t->checkpoint_step});
 }
 
-static void add_pace(struct trainer *t, int64_t ns)
+/* What clocks and counters say now; the pace of a step is the difference. */
+static struct pace read_clocks(const struct trainer *t)
 {
-    struct pace *all[] = {&t->interval, &t->epoch, &t->whole};
+    return (struct pace){.ns = clock_mono_ns(),
+                         .data_wait_ns = t->task->ops->data_wait_ns(t->task),
+                         .comm_wait_ns = comm_wait_ns(t->cfg.device_comm)};
+}
+
+static void add_pace(struct trainer *t, const struct pace *from)
+{
+    struct pace *all[] = {&t->interval, &t->epoch, &t->whole}, now = read_clocks(t);
 
     for (int i = 0; i < 3; i++) {
         all[i]->images += t->graph->rows.total;
-        all[i]->ns += ns;
+        all[i]->ns += now.ns - from->ns;
+        all[i]->data_wait_ns += now.data_wait_ns - from->data_wait_ns;
+        all[i]->comm_wait_ns += now.comm_wait_ns - from->comm_wait_ns;
     }
 }
 
@@ -66,7 +76,8 @@ static int log_step(struct trainer *t, struct err *e)
 {
     struct record r = {.kind = "step", .step = t->at.step, .epoch = trainer_epoch(t)};
 
-    t->images_per_s = pace_per_s(&t->interval);
+    struct pace interval = t->interval;
+    t->images_per_s = pace_per_s(&interval);
     t->interval = (struct pace){0};
     tell_person(t);
     if (!t->rank0)
@@ -74,6 +85,9 @@ static int log_step(struct trainer *t, struct err *e)
     record_add(&r, "", "loss", t->loss);
     record_add(&r, "", "lr", t->lr);
     record_add(&r, "", "images_per_s", t->images_per_s);
+    record_add(&r, "", "data_wait_s", (double)interval.data_wait_ns / 1e9);
+    if (comm_wait_ns(t->cfg.device_comm) >= 0)
+        record_add(&r, "", "comm_wait_s", (double)interval.comm_wait_ns / 1e9);
     return recorder_write(&t->recorder, &r, e);
 }
 
@@ -195,13 +209,14 @@ static int run_steps(struct trainer *t, struct err *e)
     t->phase = "train";
     while (!stop && t->at.step < t->end_step) {
         struct step_scalars v;
-        int64_t from = clock_mono_ns();
+        struct pace from = read_clocks(t);
         if (!t->first_step_ns)
-            t->first_step_ns = from;
+            t->first_step_ns = from.ns;
         if (trainer_step(t, &v, e) < 0)
             return -1;
-        add_pace(t, clock_mono_ns() - from);
-        t->steps_done++;
+        add_pace(t, &from);
+        if (!t->steps_done++)
+            t->first_step_end_ns = clock_mono_ns();
         stop = v.stop > 0;
         if (after_step(t, &v, stop || t->at.step == t->end_step, e) < 0)
             return -1;

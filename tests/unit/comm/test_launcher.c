@@ -9,9 +9,20 @@
 static int find(struct launcher *l, struct err *e, const char *const *vars)
 {
     static const char *const known[] = {
-        "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK", "PMI_SIZE",     "PMI_RANK",     "PMIX_RANK",
-        "SLURM_STEP_NUM_TASKS", "SLURM_NTASKS",         "SLURM_PROCID", "SLURM_JOB_ID", "SLURM_STEP_ID",
+        "OMPI_COMM_WORLD_SIZE",
+        "OMPI_COMM_WORLD_RANK",
+        "PMI_SIZE",
+        "PMI_RANK",
+        "PMIX_RANK",
+        "SLURM_STEP_NUM_TASKS",
+        "SLURM_NTASKS",
+        "SLURM_PROCID",
+        "SLURM_JOB_ID",
+        "SLURM_STEP_ID",
         "SLURM_RESTART_COUNT",
+        "OMPI_COMM_WORLD_LOCAL_SIZE",
+        "OMPI_MCA_pml",
+        "OMPI_MCA_mtl",
     };
 
     for (size_t i = 0; i < sizeof known / sizeof *known; i++)
@@ -71,6 +82,36 @@ static void test_mpi(void **state)
     check(&l, LAUNCHER_MPI, 1, 2);
     assert_int_equal(FIND(&l, &e, "PMIX_RANK=5"), 0);
     check(&l, LAUNCHER_MPI, 5, 0);
+}
+
+/* NULL: launcher_prepare_mpi() leaves the choice to Open MPI. */
+static void check_pml(const char *pml, const char *const *vars)
+{
+    struct launcher l;
+    struct err e = ERR_INIT;
+
+    assert_int_equal(find(&l, &e, vars), 0);
+    launcher_prepare_mpi(&l);
+    const char *found = getenv("OMPI_MCA_pml");
+    assert_true((found == NULL) == (pml == NULL));
+    if (pml)
+        assert_string_equal(found, pml);
+}
+
+#define CHECK_PML(pml, ...) check_pml(pml, (const char *const[]){__VA_ARGS__, NULL})
+
+static void test_transport_of_one_host(void **state)
+{
+    (void)state;
+    CHECK_PML("ob1", "OMPI_COMM_WORLD_SIZE=4", "OMPI_COMM_WORLD_LOCAL_SIZE=4", "OMPI_COMM_WORLD_RANK=0");
+    CHECK_PML(NULL, "OMPI_COMM_WORLD_SIZE=4", "OMPI_COMM_WORLD_LOCAL_SIZE=2", "OMPI_COMM_WORLD_RANK=0");
+    CHECK_PML(NULL, "OMPI_COMM_WORLD_SIZE=4", "OMPI_COMM_WORLD_RANK=0");
+    CHECK_PML("ucx", "OMPI_COMM_WORLD_SIZE=4", "OMPI_COMM_WORLD_LOCAL_SIZE=4", "OMPI_COMM_WORLD_RANK=0",
+              "OMPI_MCA_pml=ucx");
+    CHECK_PML(NULL, "OMPI_COMM_WORLD_SIZE=4", "OMPI_COMM_WORLD_LOCAL_SIZE=4", "OMPI_COMM_WORLD_RANK=0",
+              "OMPI_MCA_mtl=ofi");
+    CHECK_PML(NULL, "PMI_SIZE=2", "PMI_RANK=1");
+    CHECK_PML(NULL, NULL);
 }
 
 static void test_slurm(void **state)
@@ -137,8 +178,12 @@ static void test_size(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_nobody),  cmocka_unit_test(test_mpi),  cmocka_unit_test(test_slurm),
-        cmocka_unit_test(test_refused), cmocka_unit_test(test_size),
+        cmocka_unit_test(test_nobody),
+        cmocka_unit_test(test_mpi),
+        cmocka_unit_test(test_transport_of_one_host),
+        cmocka_unit_test(test_slurm),
+        cmocka_unit_test(test_refused),
+        cmocka_unit_test(test_size),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -96,7 +96,7 @@ static void result_of_a_run_that_never_began(void **state)
                        .loss = NAN,
                        .images_per_s = NAN,
                        .best = {-1, -1, 0},
-                       .timings.start_s = NAN};
+                       .timings = RESULT_NO_TIMINGS};
     struct err e = ERR_INIT;
     const char *status;
     cJSON *doc = result_to_json(&r);
