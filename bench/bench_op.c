@@ -201,7 +201,8 @@ static int measure_peers(struct bench *b, struct err *e)
 
 static int run(struct bench *b, struct err *e)
 {
-    if (!(b->be = cpu_backend_create((int)b->o.threads, e)) ||
+    if (!(b->be = cpu_backend_create(&(struct cpu_config){.n_threads = (int)b->o.threads, .winograd = true},
+                                     e)) ||
         (b->o.peaks && bench_peak_measure((int)b->o.threads, &b->r.peak, e) < 0) ||
         bench_net_open(&b->net, &b->o.net, b->be, b->comm, 0, e) < 0)
         return -1;
