@@ -177,15 +177,18 @@ static int mean_spatial(struct builder *s, int x)
 
 struct arch {
     const char *name;
-    bool cifar, bottleneck;
+    bool small, pads, bottleneck;
     int blocks[4], channels;
 };
 
 static const struct arch archs[] = {
-    /* name     cifar  bottleneck  blocks   channels */
-    {"resnet8", true, false, {1, 1, 1, 0}, 16},  {"resnet20", true, false, {3, 3, 3, 0}, 16},
-    {"resnet32", true, false, {5, 5, 5, 0}, 16}, {"resnet18", false, false, {2, 2, 2, 2}, 64},
-    {"resnet50", false, true, {3, 4, 6, 3}, 64},
+    /* name     small  pads  bottleneck  blocks   channels */
+    {"resnet8", true, true, false, {1, 1, 1, 0}, 16},
+    {"resnet20", true, true, false, {3, 3, 3, 0}, 16},
+    {"resnet32", true, true, false, {5, 5, 5, 0}, 16},
+    {"resnet18", false, false, false, {2, 2, 2, 2}, 64},
+    {"resnet50", false, false, true, {3, 4, 6, 3}, 64},
+    {"cifar-resnet18", true, false, false, {2, 2, 2, 2}, 64},
 };
 
 static const struct arch *find_arch(const char *name)
@@ -204,7 +207,7 @@ static int shortcut(struct builder *s, const struct arch *a, int x, double chann
 
     if (stride == 1 && op.channels == channels)
         return x;
-    if (!a->cifar)
+    if (!a->pads)
         return batch_norm(s, conv(s, x, channels, 1, stride), -1, false);
     s->height = (s->height + stride - 1) / stride;
     s->width = (s->width + stride - 1) / stride;
@@ -254,8 +257,8 @@ static int backbone(struct builder *s)
         x = add_op(s, cast);
     }
     double c = (double)jobspec_scale_channels(a->channels, spec->model.width);
-    x = batch_norm(s, conv(s, x, c, a->cifar ? 3 : 7, a->cifar ? 1 : 2), -1, true);
-    if (!a->cifar)
+    x = batch_norm(s, conv(s, x, c, a->small ? 3 : 7, a->small ? 1 : 2), -1, true);
+    if (!a->small)
         x = max_pool(s, x);
     for (int stage = 0; stage < 4 && a->blocks[stage]; stage++) {
         c = (double)jobspec_scale_channels(a->channels << stage, spec->model.width);

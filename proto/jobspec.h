@@ -63,7 +63,7 @@ struct jobspec {
     } data;
 
     struct {
-        char arch[32]; /* "resnet8" "resnet20" "resnet32" "resnet18" "resnet50" */
+        char arch[32]; /* "resnet8" "resnet20" "resnet32" "resnet18" "resnet50" "cifar-resnet18" */
         double width;  /* multiplies every channel count */
         enum jobspec_norm norm;
     } model;

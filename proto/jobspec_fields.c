@@ -37,7 +37,7 @@ static const struct field_choice formats[] = {
 static const struct field_choice tails[] = {{"exp", TAIL_EXP}, {"step", TAIL_STEP}, {0}};
 
 static const struct field_choice archs[] = {
-    {"resnet8", 0}, {"resnet20", 0}, {"resnet32", 0}, {"resnet18", 0}, {"resnet50", 0}, {0},
+    {"resnet8", 0}, {"resnet20", 0}, {"resnet32", 0}, {"resnet18", 0}, {"resnet50", 0}, {"cifar-resnet18", 0}, {0},
 };
 
 static const struct field_choice norms[] = {{"sync_batch", NORM_SYNC_BATCH}, {"batch", NORM_BATCH}, {0}};
@@ -173,7 +173,7 @@ const struct field jobspec_fields[] = {
     {"/model", FIELD_OBJECT, .flags = FIELD_NOT_KEPT,
      .help = "The network."},
     {"/model/arch", FIELD_WORD, AT(model.arch), 0, NULL, .cap_bytes = CAP(model.arch), .choices = archs,
-     .help = "Architecture: 8, 20 and 32 are the small-image family, 18 and 50 torchvision's."},
+     .help = "Architecture: 8, 20 and 32 are the small-image family, 18 and 50 torchvision's; cifar-resnet18 is 18 with a 3×3 stem and no max pooling."},
     {"/model/width", FIELD_NUMBER, AT(model.width), FIELD_MIN_OUT, "1", 0, 16,
      .help = "Multiplies every channel count."},
     {"/model/norm", FIELD_ENUM, AT(model.norm), 0, "\"sync_batch\"", .choices = norms,

@@ -25,6 +25,7 @@ JOBS = [
     ("resnet32", 0.5, 16, 16, {"batchformer__enabled": False}),
     ("resnet18", 0.25, 32, 8, {}),
     ("resnet18", 0.25, 32, 8, {"batchformer__enabled": False}),
+    ("cifar-resnet18", 0.25, 16, 8, {}),
     ("resnet50", 0.125, 32, 8, {}),
     ("resnet50", 0.125, 32, 8, {"batchformer__enabled": False}),
 ]
@@ -42,11 +43,11 @@ def test_the_worker_has_these_parameters_and_activations(tmp_path, arch, width, 
     spec = workerlib.make_spec(model={"arch": arch, "width": width}, train__batch_size=batch,
                                data__synthetic__height=pixels, data__synthetic__width=pixels, **changes)
     run_dir, _ = workerlib.run(tmp_path, spec, "--max-steps", 1, ranks=ranks)
-    said = re.search(r"(\d+) parameters.* activations take ([\d.]+) MiB", workerlib.log(run_dir))
+    said = re.search(r"(\d+) parameters.* activations take ([\d.]+) MiB.* ([\d.]+) of them scratch", workerlib.log(run_dir))
     est, = estimates(tmp_path / "job.json", "--ranks", ranks, "--machine", "cpu-core")
     assert est["parameters"] == workerlib.result(run_dir)["parameters"] == int(said[1])
-    arena, printed = est["memory_per_rank_bytes"]["activations"] / 2**20, float(said[2])
-    assert (printed - 0.05) / WITHIN <= arena <= (printed + 0.05) * WITHIN
+    arena, printed, scratch = est["memory_per_rank_bytes"]["activations"] / 2**20, float(said[2]), float(said[3])
+    assert (printed - scratch - 0.1) / WITHIN <= arena <= (printed + 0.05) * WITHIN  # not all scratch is estimated
 
 
 def test_table_and_document():

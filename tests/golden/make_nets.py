@@ -93,6 +93,13 @@ def torchvision_net(name, classes):
     return Net(backbone, width, 4, classes, "fc")
 
 
+def small_stem(net):
+    """For small images: 3×3, stride 1, no max pooling."""
+    net.backbone.conv1 = nn.Conv2d(3, 64, 3, 1, 1, bias=False)
+    net.backbone.maxpool = nn.Identity()
+    return net
+
+
 def state_dict_names():
     """Names and shapes that a torchvision user expects."""
     doc = {}
@@ -110,6 +117,7 @@ def main():
     make("net_resnet20", Net(CifarResNet(3, 1), 64, 4, 10, "linear"), True, 24, 28, 1, 10, counts)
     make("net_resnet18", torchvision_net("resnet18", 7), False, 6, 64, 3, 7)
     make("net_resnet50", torchvision_net("resnet50", 7), False, 6, 64, 3, 7)
+    make("net_cifar-resnet18", small_stem(torchvision_net("resnet18", 7)), False, 6, 16, 3, 7)
     state_dict_names()
 
 

@@ -234,7 +234,7 @@ static struct result run(struct comm *c, const struct setup *s)
     struct err e = ERR_INIT;
     struct result out;
     struct mutant m = {{&mutant_ops, c->rank, c->size}, c, s->mistake};
-    struct backend *be = cpu_backend_create(&(struct cpu_config){.n_threads = 1}, &e);
+    struct backend *be = cpu_backend_create(&(struct cpu_config){.n_threads = 1, .winograd = true}, &e);
     struct params *ps = params_create(be);
     struct row_split rows = {c->rank, c->size, N, 0, s->counts[c->rank], s->counts, 0};
     for (int r = 0; r < c->rank; r++)

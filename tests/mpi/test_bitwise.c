@@ -111,7 +111,8 @@ static void start_on(struct model *m, struct backend *be, struct comm *comm, con
 
 static void start(struct model *m, struct comm *comm, const struct net_case *nc, int32_t n_shards)
 {
-    start_on(m, cpu_backend_create(&(struct cpu_config){.n_threads = 1}, NULL), comm, nc, n_shards);
+    start_on(m, cpu_backend_create(&(struct cpu_config){.n_threads = 1, .winograd = true}, NULL), comm, nc,
+             n_shards);
 }
 
 static void stop(struct model *m)
@@ -254,7 +255,7 @@ static void test_a_gradient_is_found_in_any_shard(void **state)
     const struct net_case *nc = &cases[1];
     struct comm *comm = world();
     struct err e = ERR_INIT;
-    struct backend *be = cpu_backend_create(&(struct cpu_config){.n_threads = 1}, &e);
+    struct backend *be = cpu_backend_create(&(struct cpu_config){.n_threads = 1, .winograd = true}, &e);
     const struct backend_ops *plain = be->ops;
     struct kernel kernels[OP_COUNT];
     struct backend_ops ops = *plain;
@@ -328,7 +329,9 @@ static void test_what_cannot_be_is_refused_by_name(void **state)
 
     for (size_t k = 0; k < sizeof refusals / sizeof *refusals; k++) {
         struct err e = ERR_INIT;
-        struct model m = {.comm = comm, .be = cpu_backend_create(&(struct cpu_config){.n_threads = 1}, &e)};
+        struct model m = {.comm = comm,
+                          .be =
+                              cpu_backend_create(&(struct cpu_config){.n_threads = 1, .winograd = true}, &e)};
         struct row_split rows;
         set_rows(&m, &rows, &nc, nc.n_shards);
         m.params = params_create(m.be);

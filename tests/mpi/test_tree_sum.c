@@ -66,7 +66,7 @@ static struct fixture make(int32_t n_shards, int64_t n, enum dtype t, size_t out
 {
     struct err e = ERR_INIT;
     struct fixture f = {.comm = comm_mpi_create(TEST_TIMEOUT_MS, &e),
-                        .be = cpu_backend_create(&(struct cpu_config){.n_threads = 1}, &e)};
+                        .be = cpu_backend_create(&(struct cpu_config){.n_threads = 1, .winograd = true}, &e)};
     struct tree_node roots[SHARDS_MAX_ROOTS];
     int32_t first, end;
 

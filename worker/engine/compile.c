@@ -162,6 +162,7 @@ static void set_lives(struct compiler *c)
 
     if (c->spread)
         scratch = align_up(scratch) + c->p->sharded->temp_bytes;
+    c->p->scratch_bytes = scratch;
     for (int i = 0; i < c->n; i++)
         set_lives_of(c, i, end);
     for (int i = 0; i < c->n; i++) {

@@ -161,6 +161,11 @@ size_t program_unshared_bytes(const struct program *p)
     return p->unshared_bytes;
 }
 
+size_t program_scratch_bytes(const struct program *p)
+{
+    return p->scratch_bytes;
+}
+
 const char *program_where(const struct program *p, bool *backward)
 {
     *backward = p->now_backward;

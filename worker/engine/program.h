@@ -74,6 +74,9 @@ const double *program_loss_share(const struct program *p);
 size_t program_arena_bytes(const struct program *p);
 size_t program_unshared_bytes(const struct program *p);
 
+/* Of the arena, what kernels use during one call: as much as the one that needs most. */
+size_t program_scratch_bytes(const struct program *p);
+
 /* Path of the node that runs now, or ran last, and whether it is backward: what the watchdog names. */
 const char *program_where(const struct program *p, bool *backward);
 

@@ -88,7 +88,7 @@ struct program {
     struct step *steps; /* [graph->n_nodes] */
     struct step_ctx ctx;
     char *arena;
-    size_t arena_bytes, unshared_bytes;
+    size_t arena_bytes, unshared_bytes, scratch_bytes;
     void *loss_grad;         /* f64 (1); NULL when forward only */
     struct sharded *sharded; /* NULL: the default mode */
     struct bucket *buckets;

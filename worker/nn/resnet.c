@@ -1,6 +1,6 @@
 /* resnet - see resnet.h.
  *
- * Initialisation. Large-image family: Kaiming normal, fan-out (torchvision). CIFAR family: Kaiming normal,
+ * Initialisation. Torchvision's networks: Kaiming normal, fan-out, as there. CIFAR family: Kaiming normal,
  * fan-in. BN γ = 1, β = 0 in both.
  */
 #include "worker/nn/resnet.h"
@@ -9,12 +9,13 @@
 #include <string.h>
 
 static const struct resnet_arch archs[] = {
-    /* name       cifar  bottleneck  blocks          channels  classifier */
-    {"resnet8", true, false, {1, 1, 1, 0}, 16, "linear"},
-    {"resnet20", true, false, {3, 3, 3, 0}, 16, "linear"},
-    {"resnet32", true, false, {5, 5, 5, 0}, 16, "linear"},
-    {"resnet18", false, false, {2, 2, 2, 2}, 64, "fc"},
-    {"resnet50", false, true, {3, 4, 6, 3}, 64, "fc"},
+    /* name            small   pads   bottleneck  blocks     channels  classifier */
+    {"resnet8", true, true, false, {1, 1, 1, 0}, 16, "linear"},
+    {"resnet20", true, true, false, {3, 3, 3, 0}, 16, "linear"},
+    {"resnet32", true, true, false, {5, 5, 5, 0}, 16, "linear"},
+    {"resnet18", false, false, false, {2, 2, 2, 2}, 64, "fc"},
+    {"resnet50", false, false, true, {3, 4, 6, 3}, 64, "fc"},
+    {"cifar-resnet18", true, false, false, {2, 2, 2, 2}, 64, "fc"},
 };
 
 const struct resnet_arch *resnet_find(const char *name)
@@ -39,7 +40,7 @@ static struct node *conv(struct net *net, const struct resnet_arch *a, struct no
 {
     if (net_failed(net))
         return NULL;
-    int64_t fan = (a->cifar ? shape_channels(x->shape) : channels) * kernel * kernel;
+    int64_t fan = (a->pads ? shape_channels(x->shape) : channels) * kernel * kernel;
     return net_conv2d(net, x, name, channels, kernel, stride, 1, sqrt(2.0 / (double)fan));
 }
 
@@ -50,7 +51,7 @@ static struct node *shortcut(struct net *net, const struct resnet_arch *a, struc
 {
     if (net_failed(net) || (stride == 1 && shape_channels(x->shape) == channels))
         return x;
-    if (a->cifar)
+    if (a->pads)
         return net_op(net, OP_SHORTCUT_PAD, "shortcut", &x, 1,
                       &(union op_attr){.shortcut = {stride, channels}});
     net_push(net, "downsample");
@@ -86,9 +87,9 @@ static struct node *bottleneck(struct net *net, const struct resnet_arch *a, str
 
 static struct node *stem(struct net *net, const struct resnet_arch *a, struct node *x, int64_t c)
 {
-    x = conv(net, a, x, "conv1", c, a->cifar ? 3 : 7, a->cifar ? 1 : 2);
+    x = conv(net, a, x, "conv1", c, a->small ? 3 : 7, a->small ? 1 : 2);
     x = net_batchnorm(net, x, "bn1", NULL, true, 1);
-    return a->cifar ? x : net_maxpool(net, x, 3, 2, 1);
+    return a->small ? x : net_maxpool(net, x, 3, 2, 1);
 }
 
 struct node *resnet_build(struct net *net, const struct resnet_arch *a, double width, struct node *x)

@@ -1,6 +1,6 @@
-/* resnet - residual networks from one table: torchvision's ResNet-18/50 for large images (names as
- * torchvision's state_dict) and the CIFAR family ResNet-6n+2 (He et al. 2016, §4.2; option-A shortcuts; names
- * as commonly used for it: conv1, bn1, layer1.0.conv1, …, linear). */
+/* resnet - residual networks from one table: torchvision's ResNet-18/50 for large images, and 18 with a stem
+ * for small ones (names as torchvision's state_dict), and the CIFAR family ResNet-6n+2 (He et al. 2016, §4.2;
+ * option-A shortcuts; names as commonly used for it: conv1, bn1, layer1.0.conv1, …, linear). */
 #ifndef NN_RESNET_H
 #define NN_RESNET_H
 
@@ -8,7 +8,8 @@
 
 struct resnet_arch {
     const char *name;       /* "resnet20" */
-    bool cifar;             /* 3×3 stem, three stages, option-A shortcuts */
+    bool small;             /* for small images: a 3×3 stem without max pooling */
+    bool pads;              /* CIFAR family: option-A shortcuts; else projections */
     bool bottleneck;        /* 1×1, 3×3, 1×1 with expansion 4 */
     int blocks[4];          /* per stage; 0 ends the list */
     int64_t channels;       /* of the first stage, before `width` */

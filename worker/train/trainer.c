@@ -219,10 +219,11 @@ static void log_plan(const struct trainer *t)
     log_info(
         t->cfg.log,
         "%lld parameters; %lld steps an epoch, %lld in all; %lld of %lld rows of a mini-batch on this rank; "
-        "activations take %.1f MiB (%.1f without sharing)",
+        "activations take %.1f MiB (%.1f without sharing), %.1f of them scratch of kernels",
         (long long)weights_count(t->params), (long long)t->steps_per_epoch, (long long)t->n_steps,
         (long long)t->graph->rows.local, (long long)t->graph->rows.total,
-        (double)program_arena_bytes(t->program) / mib, (double)program_unshared_bytes(t->program) / mib);
+        (double)program_arena_bytes(t->program) / mib, (double)program_unshared_bytes(t->program) / mib,
+        (double)program_scratch_bytes(t->program) / mib);
 }
 
 struct trainer *trainer_create(const struct trainer_cfg *cfg, struct err *e)
