@@ -42,6 +42,13 @@ static bool same_name(const char *var, const char *change)
     return strncmp(var, change, n) == 0 && var[n] == '=';
 }
 
+const char *mpirun_spin_count(void)
+{
+    const char *set = getenv(MPIRUN_SPIN_NAME);
+
+    return set ? set : "1000";
+}
+
 char **mpirun_env(const char *const *changes, size_t n_changes)
 {
     const char *all[MAX_CHANGES];
@@ -50,7 +57,8 @@ char **mpirun_env(const char *const *changes, size_t n_changes)
     ASSERT(n_changes + 3 <= MAX_CHANGES);
     for (; n_all < n_changes; n_all++)
         all[n_all] = changes[n_all];
-    all[n_all++] = "OMP_WAIT_POLICY=passive";
+    char *spin = xasprintf("%s=%s", MPIRUN_SPIN_NAME, mpirun_spin_count());
+    all[n_all++] = spin;
     if (getuid() == 0) {
         all[n_all++] = "OMPI_ALLOW_RUN_AS_ROOT=1";
         all[n_all++] = "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1";
@@ -68,6 +76,7 @@ char **mpirun_env(const char *const *changes, size_t n_changes)
     for (size_t k = 0; k < n_all; k++)
         if (strchr(all[k], '='))
             env[n++] = xstrdup(all[k]);
+    free(spin);
     return env;
 }
 

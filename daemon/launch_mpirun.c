@@ -236,7 +236,7 @@ static char **make_env(const struct launch_mpirun *l, const struct launch_reques
                           xasprintf("%s=%lld", PROGRESS_ENV_JOB, (long long)rq->job),
                           xasprintf("%s=%lld", PROGRESS_ENV_ATTEMPT, (long long)rq->attempt),
                           xasprintf("%s=%s", PROGRESS_ENV_TOKEN, rq->token),
-                          xstrdup("OMP_WAIT_POLICY=passive"),
+                          xasprintf("%s=%s", MPIRUN_SPIN_NAME, mpirun_spin_count()),
                           far && l->cfg.far_ca ? xasprintf("BATCHFORMER_CA=%s", l->cfg.far_ca) : NULL};
     const char *const *set = (const char *const *)ours;
     int n = ours[N_OURS - 1] ? N_OURS : N_OURS - 1;

@@ -1,6 +1,7 @@
 /* mpirun_args - see mpirun_args.h. */
 #include "daemon/mpirun_args.h"
 #include "common/fsutil.h"
+#include "common/mpirun.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -32,7 +33,7 @@ static void add_environment(struct args *a, bool passes_ca, uint64_t gpus)
 {
     static const char *const passed[] = {"-x", PROGRESS_ENV_ADDRESS, "-x", PROGRESS_ENV_JOB,
                                          "-x", PROGRESS_ENV_ATTEMPT, "-x", PROGRESS_ENV_TOKEN,
-                                         "-x", "OMP_WAIT_POLICY"};
+                                         "-x", MPIRUN_SPIN_NAME};
 
     add_words(a, passed, sizeof passed / sizeof *passed);
     if (passes_ca)

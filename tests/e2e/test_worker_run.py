@@ -1,12 +1,46 @@
 """batchformer-worker: what a run leaves behind, and how it fails."""
 import json
+import os
 import subprocess
 
 import numpy as np
 import pytest
 
-from workerlib import (bin_dir, checkpoints, idx_spec, log, losses, make_spec, metrics, read_safetensors, result, run, start,
-                       wait_for, write_idx)
+from workerlib import (bin_dir, checkpoints, command, environment, idx_spec, log, losses, make_spec, metrics,
+                       read_safetensors, result, run, start, wait_for, write_idx, write_job)
+
+
+@pytest.mark.parametrize("env, spec, cpus, ranks, threads, source", [
+    ({}, {}, 1, None, 1, "cores"),
+    ({}, {}, 2, None, 2, "cores"),
+    ({}, {}, 2, 2, 1, "cores"),
+    ({}, {}, 2, 3, 1, "cores"),
+    ({"OMP_NUM_THREADS": "3"}, {}, 2, None, 3, "OMP_NUM_THREADS"),
+    ({"OMP_NUM_THREADS": "3"}, {"resources__threads_per_rank": 2}, 1, None, 2, "threads_per_rank"),
+    ({"OMP_NUM_THREADS": "many"}, {}, 1, None, 1, "cores"),
+    ({}, {"train__determinism": "bitwise", "train__micro_shards": 4}, 2, None, 1, "determinism"),
+])
+def test_threads(tmp_path, env, spec, cpus, ranks, threads, source):
+    """From the affinity that the ranks get, here taskset's, on a machine with enough cores for it."""
+    mine = sorted(os.sched_getaffinity(0))
+    if len(mine) < cpus or host_cores() < cpus:
+        pytest.skip(f"needs {cpus} cores")
+    job = write_job(tmp_path, make_spec(train__epochs=1, **spec))
+    args = ["taskset", "-c", ",".join(map(str, mine[:cpus])), *command(job, tmp_path / "run", ranks=ranks)]
+    clean = {k: v for k, v in environment(ranks, {}).items() if k != "OMP_NUM_THREADS"}
+    subprocess.run(args, env={**clean, **env}, check=True, capture_output=True, timeout=120)
+    r = result(tmp_path / "run")
+    assert (r["threads_per_rank"], r["threads_from"]) == (threads, source)
+    sharing = ranks or 1
+    for rank in range(sharing):
+        assert f"threads: {threads}, by {source}; this rank may use {cpus} cores, which {sharing} ranks" in log(
+            tmp_path / "run", rank)
+
+
+def host_cores():
+    """What the worker says: fewer than the CPUs where a core shows as several of them."""
+    p = subprocess.run([str(bin_dir() / "batchformer-worker"), "--probe"], capture_output=True, check=True)
+    return json.loads(p.stdout)["cores"]
 
 
 def check_timings(t):

@@ -1,24 +1,35 @@
 /* host - see host.h. */
 #include "worker/train/host.h"
 
-#include <sched.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 #include "common/hash.h"
 #include "worker/train/agree.h"
+#include "worker/train/cores.h"
+
+enum { HOST_NAME_BYTES = 64 };
 
 /* What tells ranks that share cores from those that do not. */
 struct place {
-    char host[64];
-    cpu_set_t cpus;
+    char host[HOST_NAME_BYTES];
+    struct cores cores;
 };
+
+static void own_cores(struct cores *out)
+{
+    struct cores cpus;
+
+    cores_allowed_cpus(&cpus);
+    cores_of_cpus("/sys/devices/system/cpu", &cpus, out);
+}
 
 int host_cores(void)
 {
-    cpu_set_t set;
+    struct cores c;
 
-    return sched_getaffinity(0, sizeof set, &set) < 0 ? 1 : CPU_COUNT(&set);
+    own_cores(&c);
+    return cores_count(&c);
 }
 
 int64_t host_memory_bytes(void)
@@ -34,48 +45,65 @@ static int from_env(void)
     return n > 0 && n <= 1024 ? n : 0;
 }
 
-/* Of all ranks whose place has the hash of this one's: how many there are, and how many have a lower number.
- */
-static int count_same(struct comm *comm, const void *place, size_t bytes, int *n, int *n_lower, struct err *e)
+int host_local_rank(struct comm *comm, int *local, int *n_here, struct err *e)
 {
-    struct hash_hex *all = xcalloc((size_t)comm->size, sizeof *all), own = hash_bytes(place, bytes);
-    int rc = agree_gather(comm, &own, all, sizeof own, e);
+    struct hash_hex *all = xcalloc((size_t)comm->size, sizeof *all), own;
+    char host[HOST_NAME_BYTES] = "";
 
-    *n = *n_lower = 0;
+    gethostname(host, sizeof host - 1);
+    own = hash_bytes(host, sizeof host);
+    int rc = agree_gather(comm, &own, all, sizeof own, e);
+    *n_here = *local = 0;
     for (int r = 0; r < comm->size && rc == 0; r++) {
-        *n += strcmp(all[r].s, own.s) == 0;
-        *n_lower += r < comm->rank && strcmp(all[r].s, own.s) == 0;
+        *n_here += strcmp(all[r].s, own.s) == 0;
+        *local += r < comm->rank && strcmp(all[r].s, own.s) == 0;
     }
     free(all);
     return rc;
 }
 
-static int count_sharing(struct comm *comm, int *n, struct err *e)
+static bool meet(const struct cores *a, const struct cores *b)
 {
-    struct place p = {0};
-    int n_lower;
-
-    gethostname(p.host, sizeof p.host - 1);
-    sched_getaffinity(0, sizeof p.cpus, &p.cpus);
-    return count_same(comm, &p, sizeof p, n, &n_lower, e);
+    for (int i = 0; i < CORES_MAX_CPUS / 64; i++)
+        if (a->bits[i] & b->bits[i])
+            return true;
+    return false;
 }
 
-int host_local_rank(struct comm *comm, int *local, int *n_here, struct err *e)
+/* This rank's part of what all (size) say of themselves. */
+static int fair_part(const struct place *all, int size, int rank, int *sharing)
 {
-    char host[64] = "";
+    struct cores *here = xcalloc((size_t)size, sizeof *here);
+    int n = 0, own = 0;
 
-    gethostname(host, sizeof host - 1);
-    return count_same(comm, host, sizeof host, n_here, local, e);
+    *sharing = 0;
+    for (int r = 0; r < size; r++) {
+        if (strcmp(all[r].host, all[rank].host) != 0)
+            continue;
+        *sharing += meet(&all[r].cores, &all[rank].cores);
+        if (r == rank)
+            own = n;
+        here[n++] = all[r].cores;
+    }
+    int part = cores_share(here, n, own, cores_quota("/proc/self/cgroup", "/sys/fs/cgroup"));
+    free(here);
+    return part;
 }
 
-int host_threads(struct comm *comm, int wanted, int *n_threads, struct err *e)
+int host_threads(struct comm *comm, int wanted, struct host_threads *out, struct err *e)
 {
-    int sharing;
+    struct place *all = xcalloc((size_t)comm->size, sizeof *all), own = {0};
+    int asked = from_env();
 
-    if (count_sharing(comm, &sharing, e) < 0)
-        return -1;
-    ASSERT(sharing >= 1); /* this rank itself */
-    int fair = host_cores() / sharing;
-    *n_threads = wanted > 0 ? wanted : from_env() > 0 ? from_env() : fair < 1 ? 1 : fair;
-    return 0;
+    gethostname(own.host, sizeof own.host - 1);
+    own_cores(&own.cores);
+    int rc = agree_gather(comm, &own, all, sizeof own, e);
+    if (rc == 0) {
+        int part = fair_part(all, comm->size, comm->rank, &out->sharing);
+        out->cores = cores_count(&own.cores);
+        out->n = wanted > 0 ? wanted : asked > 0 ? asked : part;
+        out->from = wanted > 0 ? "threads_per_rank" : asked > 0 ? "OMP_NUM_THREADS" : "cores";
+    }
+    free(all);
+    return rc;
 }

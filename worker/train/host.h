@@ -11,10 +11,19 @@ int host_cores(void);
 /* Bytes of memory of the machine. */
 int64_t host_memory_bytes(void);
 
-/* Threads for this rank: `wanted` when > 0, else $OMP_NUM_THREADS when set, else the cores this rank may run
- * on divided by the ranks of this host that may run on the same ones (a launcher that binds each rank to
- * cores of its own makes that one), at least 1. Collective. */
-int host_threads(struct comm *comm, int wanted, int *n_threads, struct err *e);
+/* How many threads a rank computes with, and why. */
+struct host_threads {
+    int n;
+    const char *from; /* "threads_per_rank" | "OMP_NUM_THREADS" | "cores" */
+    int cores,
+        sharing; /* that this rank may use; ranks of this host that may use any of them, itself included */
+};
+
+/* `wanted` when > 0, else $OMP_NUM_THREADS when it is a number, else this rank's part of the cores that it
+ * may run on: each is divided by the ranks of this host that may run on it (where a launcher binds ranks to
+ * cores of their own nothing is shared), and what the control group allows by the ranks of this host; at
+ * least 1. Nothing is bound here: who started the ranks may have done so. Collective. */
+int host_threads(struct comm *comm, int wanted, struct host_threads *out, struct err *e);
 
 /* This rank's number among the ranks of its host, and how many those are. Collective. */
 int host_local_rank(struct comm *comm, int *local, int *n_here, struct err *e);

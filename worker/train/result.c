@@ -83,6 +83,7 @@ cJSON *result_to_json(const struct result *r)
     cJSON_AddBoolToObject(doc, "batchformer", r->batchformer);
     cJSON_AddNumberToObject(doc, "world_size", r->world_size);
     cJSON_AddNumberToObject(doc, "threads_per_rank", r->threads_per_rank);
+    add_text(doc, "threads_from", r->threads_from);
     cJSON_AddNumberToObject(doc, "parameters", (double)r->parameters);
     cJSON_AddNumberToObject(doc, "steps", (double)r->steps);
     cJSON_AddNumberToObject(doc, "n_steps", (double)r->n_steps);

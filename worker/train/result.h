@@ -16,7 +16,8 @@ struct result {
     const char *name, *task, *data_hash;
     bool batchformer;
     int world_size, threads_per_rank;
-    int64_t parameters; /* trained numbers, module included */
+    const char *threads_from; /* what decided it: struct host_threads; NULL: it was not decided yet */
+    int64_t parameters;       /* trained numbers, module included */
     int64_t steps, n_steps, epochs, n_epochs;
     double loss;                     /* of the last step; NaN: none */
     double images_per_s;             /* training steps alone; NaN: none */

@@ -29,7 +29,8 @@ struct run {
     struct heartbeat *heart; /* NULL without a coordinator */
     struct comm *watched;    /* cfg.comm where the heartbeat watches it; else NULL */
     struct trainer *trainer;
-    int n_threads, lock; /* of the run directory; rank 0's */
+    struct host_threads threads;
+    int lock; /* of the run directory; rank 0's */
 };
 
 enum run_exit run_exit_of(const struct err *e)
@@ -115,10 +116,12 @@ static int open_machine(struct run *r, struct err *e)
         return -1;
     /* Bitwise: one convolution's bits depend on the number of threads (cpu_conv.c). */
     bool bitwise = r->cfg.spec->train.determinism == DETERMINISM_BITWISE;
-    if (host_threads(comm, bitwise ? 1 : r->cfg.spec->resources.threads_per_rank, &r->n_threads, e) < 0)
+    if (host_threads(comm, bitwise ? 1 : r->cfg.spec->resources.threads_per_rank, &r->threads, e) < 0)
         return -1;
+    if (bitwise)
+        r->threads.from = "determinism";
     int rc = open_report(r, e);
-    if (rc == 0 && !(r->backend = r->cfg.backend(r->cfg.spec, comm, r->n_threads, e)))
+    if (rc == 0 && !(r->backend = r->cfg.backend(r->cfg.spec, comm, r->threads.n, e)))
         rc = -1;
     if (agree_outcome(comm, rc, e) < 0)
         return -1;
@@ -136,6 +139,15 @@ static int open_plans(struct run *r, struct err *e)
     r->tuning = plans_open(cfg->comm, cfg->run_dir, cfg->resume, &r->log, e);
     r->backend->tuning = r->tuning;
     return r->tuning ? 0 : -1;
+}
+
+static void log_threads(const struct run *r)
+{
+    const struct host_threads *t = &r->threads;
+
+    log_write(&r->log, t->n * t->sharing > t->cores && t->n > 1 ? LOG_WARN : LOG_INFO,
+              "threads: %d, by %s; this rank may use %d cores, which %d ranks of this host share", t->n,
+              t->from, t->cores, t->sharing);
 }
 
 /* Collective. */
@@ -160,8 +172,9 @@ static int open_trainer(struct run *r, struct err *e)
                              .start_ns = cfg->start_ns,
                              .comm_ns = cfg->comm_ns};
 
+    log_threads(r);
     log_info(&r->log, "job \"%s\" (%s), version %s, %d ranks, %d threads a rank, pid %ld", cfg->spec->name,
-             cfg->task->name, BF_VERSION, cfg->comm->size, r->n_threads, (long)getpid());
+             cfg->task->name, BF_VERSION, cfg->comm->size, r->threads.n, (long)getpid());
     if (r->rank0 && cfg->comm->ops->note)
         say(r, r->device_comm == cfg->comm ? LOG_WARN : LOG_INFO, cfg->comm->ops->note);
     if (!(r->trainer = trainer_create(&tc, e)))
@@ -185,7 +198,8 @@ static int write_result(struct run *r, const char *status, const char *reason, b
                          .primary = cfg->task->primary,
                          .batchformer = cfg->spec->batchformer.enabled,
                          .world_size = cfg->comm->size,
-                         .threads_per_rank = r->n_threads,
+                         .threads_per_rank = r->threads.n,
+                         .threads_from = r->threads.from,
                          .n_epochs = cfg->spec->train.epochs,
                          .best = {-1, -1, 0},
                          .loss = NAN,

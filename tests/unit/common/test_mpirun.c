@@ -30,7 +30,7 @@ static void test_env(void **state)
     setenv("REPLACED_NOT", "kept", 1);
     setenv("PMIX_RANK", "3", 1);
     setenv("OMPI_COMM_WORLD_SIZE", "4", 1);
-    setenv("OMP_WAIT_POLICY", "active", 1);
+    unsetenv("GOMP_SPINCOUNT");
     char **env = mpirun_env(changes, 3);
     assert_string_equal(value_of(env, "MINE"), "1");
     assert_null(value_of(env, "GONE"));
@@ -39,8 +39,13 @@ static void test_env(void **state)
     assert_string_equal(value_of(env, "REPLACED_NOT"), "kept");
     assert_null(value_of(env, "PMIX_RANK"));
     assert_null(value_of(env, "OMPI_COMM_WORLD_SIZE"));
-    assert_string_equal(value_of(env, "OMP_WAIT_POLICY"), "passive");
+    assert_string_equal(value_of(env, "GOMP_SPINCOUNT"), "1000");
     mpirun_free(env);
+    setenv("GOMP_SPINCOUNT", "7", 1);
+    env = mpirun_env(changes, 3);
+    assert_string_equal(value_of(env, "GOMP_SPINCOUNT"), "7");
+    mpirun_free(env);
+    unsetenv("GOMP_SPINCOUNT");
 }
 
 static void test_find(void **state)
