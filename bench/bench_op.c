@@ -2,7 +2,7 @@
  * oneDNN reach.
  *
  *     bench_op [--arch resnet20] [--precision fp32] [--batch 128] … (the network: as bench_step)
- *              [--threads 1] [--seconds 0.05] [--steps 5] [--peaks 1] [--peer 1] [--table]
+ *              [--threads 1] [--winograd 1] [--seconds 0.05] [--steps 5] [--peaks 1] [--peer 1] [--table]
  *
  * --steps steps are made with a clock after every operator: "in_step_ms", the sum over all nodes of one
  * shape. In one more step, when a shape's first node has run, and everything that it reads and writes is
@@ -33,7 +33,7 @@ enum { MIN_RUNS = 5 };
 
 struct options {
     struct bench_net_cfg net;
-    long threads, steps, peaks, peer;
+    long threads, winograd, steps, peaks, peer;
     double seconds;
     bool table;
 };
@@ -53,6 +53,7 @@ static int parse(struct options *o, int argc, char **argv)
     const struct bench_arg table[] = {
         BENCH_NET_ARGS(&o->net),
         {"--threads", ARG_INT, &o->threads, "OpenMP threads"},
+        {"--winograd", ARG_INT0, &o->winograd, "0: convolutions by the direct algorithm"},
         {"--steps", ARG_INT, &o->steps, "steps with a clock after every operator"},
         {"--seconds", ARG_REAL, &o->seconds, "for each operator alone"},
         {"--peaks", ARG_INT0, &o->peaks, "0: what the machine reaches is not measured"},
@@ -61,8 +62,13 @@ static int parse(struct options *o, int argc, char **argv)
         {NULL, ARG_FLAG, NULL, NULL}};
     struct err e = ERR_INIT;
 
-    *o = (struct options){
-        .net = bench_net_defaults(), .threads = 1, .steps = 5, .peaks = 1, .peer = 1, .seconds = 0.05};
+    *o = (struct options){.net = bench_net_defaults(),
+                          .threads = 1,
+                          .winograd = 1,
+                          .steps = 5,
+                          .peaks = 1,
+                          .peer = 1,
+                          .seconds = 0.05};
     if (bench_args_read(table, argc, argv, &e) == 0)
         return 0;
     fprintf(stderr, "bench_op: %s\noptions:\n", e.msg);
@@ -201,8 +207,9 @@ static int measure_peers(struct bench *b, struct err *e)
 
 static int run(struct bench *b, struct err *e)
 {
-    if (!(b->be = cpu_backend_create(&(struct cpu_config){.n_threads = (int)b->o.threads, .winograd = true},
-                                     e)) ||
+    const struct cpu_config cfg = {.n_threads = (int)b->o.threads, .winograd = b->o.winograd};
+
+    if (!(b->be = cpu_backend_create(&cfg, e)) ||
         (b->o.peaks && bench_peak_measure((int)b->o.threads, &b->r.peak, e) < 0) ||
         bench_net_open(&b->net, &b->o.net, b->be, b->comm, 0, e) < 0)
         return -1;

@@ -33,6 +33,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import warnings
 
 import torch
 
@@ -203,6 +204,7 @@ def serve():
 
 def once(q):
     """The first step under torchrun, which is our parent."""
+    warnings.filterwarnings("ignore", category=FutureWarning)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         dist.init_process_group("gloo")
     Trainer(q).step()
@@ -210,6 +212,7 @@ def once(q):
     if rank() == 0:
         print(json.dumps({"first_step_at": now}), flush=True)
     if dist.is_initialized():
+        dist.barrier()  # a rank that leaves while another still talks to it makes that one fail
         dist.destroy_process_group()
 
 

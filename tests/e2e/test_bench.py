@@ -10,9 +10,10 @@ import sys
 import pytest
 
 from buildlib import ROOT, bin_dir
+from workerlib import ENV as WORKER_ENV, MPI_ENV
 
-ENV = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive", "OMPI_ALLOW_RUN_AS_ROOT": "1",
-       "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1", "LSAN_OPTIONS": f"suppressions={ROOT}/tests/lsan.supp"}
+ENV = {**os.environ, **WORKER_ENV}
+
 TINY = ("--arch", "resnet8", "--width", "0.5", "--size", "12", "--channels", "3", "--batch", "6", "--classes", "5")
 PYTHON = "/usr/bin/python3"
 
@@ -21,7 +22,7 @@ def call(program, *args, ranks=0):
     cmd = [str(bin_dir() / program), *map(str, args)]
     if ranks:
         cmd = ["mpirun", "--oversubscribe", "--bind-to", "none", "-n", str(ranks), *cmd]
-    return subprocess.run(cmd, capture_output=True, text=True, env=ENV, timeout=300)
+    return subprocess.run(cmd, capture_output=True, text=True, env={**ENV, **(MPI_ENV if ranks else {})}, timeout=300)
 
 
 def document(program, *args, ranks=0):
