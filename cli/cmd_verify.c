@@ -134,7 +134,7 @@ static int prepare(const struct cli *cli, const struct spec_arg *arg, struct ver
     if (parse_ranks(v, cli->opts.ranks ? cli->opts.ranks : DEFAULT_RANKS, e) < 0 ||
         parse_tolerance(cli->opts.tolerance, v->bitwise, &tolerance, e) < 0)
         return -1;
-    verify_limits(v->bitwise, tolerance, &v->limits);
+    verify_limits(v->bitwise, spec_is_bf16(arg->resolved), tolerance, &v->limits);
     return check_jobs(v, e);
 }
 
@@ -444,13 +444,15 @@ const struct cli_command cmd_verify_commands[] = {
      "  from the start  every world size makes all steps on its own\n"
      "The deviation of a tensor is the norm of the difference by the norm of the reference; the worst is "
      "shown.\n"
-     "At the same weights the loss may deviate by 1e-6 and the gradient by 1e-3; a wrong exchange between "
-     "ranks\n"
-     "is off by 0.1 there, so this is the sharp comparison. From the start the runs of a deep net part "
+     "At the same weights the loss may deviate by 1e-6 and the gradient by 1e-3 (in bf16 1e-4 and 5e-2); a "
+     "wrong\n"
+     "exchange between ranks is off by 0.1 there, so this is the sharp comparison. From the start the runs "
+     "of a deep net part "
      "within few\n"
      "steps, for a ReLU whose input is close to zero is on in one and off in the other: the gradient is "
      "shown and\n"
-     "not judged, loss and weights (all as one vector) may deviate by 2e-2, which fits up to 20 steps at a "
+     "not judged, loss and weights (all as one vector) may deviate by 2e-2 (5e-2), which fits up to 20 steps "
+     "at a "
      "high\n"
      "learning rate; give --tolerance for more. Where train.determinism is \"bitwise\" every bit must be "
      "the\n"

@@ -242,6 +242,13 @@ bool spec_is_bitwise(const cJSON *spec)
     return cJSON_IsString(mode) && strcmp(mode->valuestring, "bitwise") == 0;
 }
 
+bool spec_is_bf16(const cJSON *spec)
+{
+    const cJSON *precision = json_find(json_find(spec, "train"), "precision");
+
+    return cJSON_IsString(precision) && strcmp(precision->valuestring, "bf16") == 0;
+}
+
 int spec_arg_report(const struct cli *cli, const struct spec_arg *arg)
 {
     cJSON *errors = jobspec_errors_to_json(&arg->errs);

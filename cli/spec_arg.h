@@ -26,6 +26,9 @@ void spec_arg_free(struct spec_arg *arg);
 /* Does train.determinism ask for the same bits on any number of ranks? `spec` may lack anything. */
 bool spec_is_bitwise(const cJSON *spec);
 
+/* Is train.precision "bf16"? Likewise. */
+bool spec_is_bf16(const cJSON *spec);
+
 /* Prints the findings, one a line, to stderr; with --json {"valid": false, "errors": […]} to stdout. Returns
  * EXIT_USAGE. */
 int spec_arg_report(const struct cli *cli, const struct spec_arg *arg);

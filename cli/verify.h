@@ -58,8 +58,9 @@ struct verify {
 const char *verify_kind_text(enum verify_kind k);
 const char *verify_ranks_text(int n, char out[32]);
 
-/* The limits of a job. from_start < 0: the defaults; else it replaces those of loss and weights. */
-void verify_limits(bool bitwise, double from_start, struct verify_limits *out);
+/* The limits of a job by its train.determinism and train.precision. from_start < 0: the defaults; else it
+ * replaces those of loss and weights. */
+void verify_limits(bool bitwise, bool bf16, double from_start, struct verify_limits *out);
 
 /* Is everything that was compared within its limit? */
 bool verify_within(const struct verify *v);

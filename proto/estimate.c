@@ -202,6 +202,14 @@ static void find_input(struct estimate *est, const struct jobspec *spec)
                                           spec->data.synthetic.channels, spec->data.synthetic.classes};
 }
 
+const char *estimate_precision_name(enum jobspec_precision p)
+{
+    static const char *const names[] = {
+        [PRECISION_FP32] = "fp32", [PRECISION_TF32] = "tf32", [PRECISION_BF16] = "bf16"};
+
+    return names[p];
+}
+
 static int check(const struct estimate_query *q, struct err *e)
 {
     const struct jobspec *s = q->spec;
@@ -213,8 +221,9 @@ static int check(const struct estimate_query *q, struct err *e)
         return err_set_kind(e, ERR_USAGE, "%d ranks found, at most train.batch_size = %lld is accepted",
                             q->ranks, (long long)s->train.batch_size);
     if (q->machine->flops_per_s[PAPER_GEMM][s->train.precision] == 0)
-        return err_set_kind(e, ERR_USAGE, "machine %s computes in fp32 only, the job wants another precision",
-                            q->machine->name);
+        return err_set_kind(
+            e, ERR_USAGE, "machine %s does not compute in train.precision \"%s\"; fp32 and bf16 are accepted",
+            q->machine->name, estimate_precision_name(s->train.precision));
     return 0;
 }
 

@@ -83,4 +83,6 @@ int estimate_job(const struct estimate_query *q, struct estimate *out, struct er
 
 cJSON *estimate_to_json(const struct estimate *est);
 
+const char *estimate_precision_name(enum jobspec_precision p);
+
 #endif

@@ -98,15 +98,13 @@ static void add_notes(cJSON *doc, const struct estimate *est)
 
 cJSON *estimate_to_json(const struct estimate *est)
 {
-    static const char *const precisions[] = {
-        [PRECISION_FP32] = "fp32", [PRECISION_TF32] = "tf32", [PRECISION_BF16] = "bf16"};
     cJSON *doc = cJSON_CreateObject();
 
     add_machine(doc, est->machine);
     cJSON_AddNumberToObject(doc, "ranks", est->ranks);
     cJSON_AddNumberToObject(doc, "batch_size", (double)est->total_rows);
     cJSON_AddNumberToObject(doc, "rows_per_rank", (double)est->rows);
-    cJSON_AddStringToObject(doc, "precision", precisions[est->precision]);
+    cJSON_AddStringToObject(doc, "precision", estimate_precision_name(est->precision));
     add_input(doc, est);
     cJSON_AddNumberToObject(doc, "parameters", est->parameters);
     cJSON_AddNumberToObject(doc, "module_parameters", est->module_parameters);

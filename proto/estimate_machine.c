@@ -11,7 +11,7 @@ const struct estimate_machine estimate_machines[] = {
         .name = "cpu-core",
         .description = "one core of an AMD EPYC a rank, all ranks on one host, Open MPI in shared memory",
         .measured = true,
-        .flops_per_s = {[PAPER_CONV] = {220e9, 0, 0}, [PAPER_GEMM] = {265e9, 0, 0}},
+        .flops_per_s = {[PAPER_CONV] = {220e9, 0, 385e9}, [PAPER_GEMM] = {265e9, 0, 265e9}},
         .memory_bytes_per_s = 21e9,
         .op_s = 10e-6,
         .latency_s = {0.2e-6, 0.2e-6},

@@ -183,8 +183,9 @@ def test_bf16_on_two_ranks(gpus, tmp_path, gather):
 
 @pytest.mark.skipif(not has_bf16(), reason="the CPU worker's bf16 needs AVX-512")
 def test_bf16_is_the_cpus(gpus, tmp_path):
-    """The same roundings in the same places, but for what lies within an operator."""
-    a, _ = train(gpus, tmp_path, spec_of(0, train__precision="bf16"), None, "cpu", dump=1)
+    """The same roundings in the same places, but for what lies within an operator. Winograd's algorithm alone, which
+    GPUs do not take here, does not round weights."""
+    a, _ = train(gpus, tmp_path, spec_of(0, train__precision="bf16", train__winograd=False), None, "cpu", dump=1)
     b, _ = train(gpus, tmp_path, spec_of(1, train__precision="bf16"), 1, "gpu", dump=1)
     assert abs(a["loss"] - b["loss"]) <= 1e-3 * a["loss"]
     assert worst(a, b, "grad.") < (5e-2, "")

@@ -244,6 +244,8 @@ void op_pair_backward(struct op_pair *p)
     op_run_fill_dout(r, 2);
     if (p->node.grad_dtype == DTYPE_BF16)
         round_to_bf16((float *)(uintptr_t)r->call.dout, n_out);
+    if (p->node.dtype == DTYPE_BF16) /* backward reads it as it was stored */
+        round_to_bf16(r->call.out, n_out);
     op_run_backward(r);
     void *dout = device_alloc(p, (size_t)n_out * dtype_bytes(p->node.grad_dtype));
     send(p, dout, r->call.dout, r->node.dtype, p->node.grad_dtype, n_out);

@@ -9,7 +9,7 @@ static struct verify equal(bool bitwise, double tolerance)
 {
     struct verify v = {.n_steps = 2, .bitwise = bitwise, .n_worlds = 2};
 
-    verify_limits(bitwise, tolerance, &v.limits);
+    verify_limits(bitwise, false, tolerance, &v.limits);
     v.worlds[0].kind[VERIFY_RESUMED].made = true;
     v.worlds[1].kind[VERIFY_SAME_WEIGHTS].made = v.worlds[1].kind[VERIFY_FROM_START].made = true;
     return v;
@@ -64,12 +64,36 @@ static void from_start(void **state)
     assert_false(within(false, -1, VERIFY_RESUMED, VERIFY_WEIGHTS, D(0)));
 }
 
+/* What is rounded to 8 bits may move by one of them; a wrong exchange moves more, and bits are bits. */
+static void bf16(void **state)
+{
+    struct verify_limits l, exact, plain;
+
+    (void)state;
+    verify_limits(false, true, -1, &l);
+    verify_limits(false, false, -1, &plain);
+    for (int p = 0; p < VERIFY_PARTS; p++)
+        assert_int_equal(l.v[VERIFY_RESUMED][p].rule, VERIFY_SAME_BITS);
+    assert_true(l.v[VERIFY_SAME_WEIGHTS][VERIFY_GRADIENT].at_most > 0x1p-6);
+    assert_true(l.v[VERIFY_SAME_WEIGHTS][VERIFY_GRADIENT].at_most < 0.1);
+    assert_true(l.v[VERIFY_SAME_WEIGHTS][VERIFY_LOSS].at_most >
+                plain.v[VERIFY_SAME_WEIGHTS][VERIFY_LOSS].at_most);
+    verify_limits(true, true, -1, &l);
+    verify_limits(true, false, -1, &exact);
+    for (int k = 0; k < VERIFY_KINDS; k++)
+        for (int p = 0; p < VERIFY_PARTS; p++)
+            assert_int_equal(l.v[k][p].rule, exact.v[k][p].rule);
+    verify_limits(false, true, 0.5, &l);
+    assert_true(l.v[VERIFY_FROM_START][VERIFY_WEIGHTS].at_most == 0.5);
+}
+
 int main(void)
 {
     static const struct CMUnitTest tests[] = {
         cmocka_unit_test(bitwise),
         cmocka_unit_test(same_weights),
         cmocka_unit_test(from_start),
+        cmocka_unit_test(bf16),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

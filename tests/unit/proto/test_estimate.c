@@ -155,10 +155,10 @@ static void test_refusals(void **state)
     assert_int_equal(estimate_job(&q, &est, &e), -1);
     assert_non_null(strstr(e.msg, "7 ranks found, at most train.batch_size = 6"));
     free(spec);
-    spec = make_spec("resnet8", 6, ", \"precision\": \"bf16\"}, \"resources\": {\"gpus_per_rank\": 1}}");
+    spec = make_spec("resnet8", 6, ", \"precision\": \"tf32\"}, \"resources\": {\"gpus_per_rank\": 1}}");
     q = (struct estimate_query){spec, &estimate_machines[0], 1};
     assert_int_equal(estimate_job(&q, &est, &e), -1);
-    assert_non_null(strstr(e.msg, "fp32 only"));
+    assert_non_null(strstr(e.msg, "cpu-core does not compute in train.precision \"tf32\""));
     free(spec);
 }
 

@@ -5,7 +5,7 @@
  * A matrix product rounds its weights to bf16, too, so that it is one of bf16 by bf16, added up in f32. What
  * is f32 by type stays where it is: biases, gradients of parameters and of gathered rows.
  *
- * Scratch: [the kernel's | wide inputs | wide result, or its gradient | wide gradients of inputs].
+ * Scratch: [the kernel's | wide inputs | wide result | its gradient | wide gradients of inputs].
  */
 #include <stdlib.h>
 #include "worker/backend/cpu/cpu_dtype.h"
@@ -21,7 +21,7 @@ static const struct kernel kernels[OP_COUNT] = {
 struct wide {
     const struct kernel *kernel;
     void *state; /* the kernel's */
-    size_t in[OP_MAX_INPUTS], din[OP_MAX_INPUTS], out;
+    size_t in[OP_MAX_INPUTS], din[OP_MAX_INPUTS], out, dout;
 };
 
 static bool is_weight(const struct node *n, int i)
@@ -48,8 +48,10 @@ static size_t lay_out(struct wide *w, const struct node *n, size_t kernel_bytes)
         if (n->in[i]->grad_dtype == DTYPE_BF16 && n->in[i]->needs_grad)
             w->din[i] = room(&end, n->in[i]);
     }
-    if (n->dtype == DTYPE_BF16)
+    if (n->dtype == DTYPE_BF16) {
         w->out = room(&end, n);
+        w->dout = n->bwd_reads & READS_OUT ? room(&end, n) : w->out;
+    }
     return end;
 }
 
@@ -136,11 +138,16 @@ KERNEL_BACKWARD(wide)
     const struct wide *w = c->state;
     const struct node *n = c->node;
     char *scratch = c->scratch;
+    const int64_t count = shape_count(n->shape);
     struct op_call call = wide_call(c, n->bwd_reads);
 
-    if (w->out) {
-        call.dout = scratch + w->out;
-        cpu_cast(scratch + w->out, DTYPE_F32, c->dout, DTYPE_BF16, shape_count(n->shape), false);
+    if (w->dout) {
+        call.dout = scratch + w->dout;
+        cpu_cast(scratch + w->dout, DTYPE_F32, c->dout, DTYPE_BF16, count, false);
+    }
+    if (w->out && (n->bwd_reads & READS_OUT)) {
+        call.out = scratch + w->out;
+        cpu_cast(call.out, DTYPE_F32, c->out, DTYPE_BF16, count, false);
     }
     for (int i = 0; i < n->n_inputs; i++)
         if (c->din[i] && w->din[i]) {
