@@ -13,7 +13,7 @@
 #ifdef _OPENMP
 #include <omp.h>
 #endif
-#include "common/philox.h"
+#include "worker/backend/cpu/cpu_draws.h"
 #include "worker/backend/cpu/dn.h"
 #include "worker/engine/backend.h"
 
@@ -106,19 +106,6 @@ void cpu_copy_or_add(float *dst, const float *src, int64_t n, bool add);
 void cpu_write_or_add(void *dst, const void *src, int64_t n, enum dtype t, bool add);
 /* dst = src, or dst += src, from one of the types f32 and bf16 to the other or the same; n elements. */
 void cpu_cast(void *dst, enum dtype to, const void *src, enum dtype from, int64_t n, bool add);
-
-/* Multipliers of dropout: keep[j] = 1/(1-p) or 0 for elements first … first+n-1 of one sample; key and the
- * last three counter words are given. Draws are those of philox.h, so a mask depends on what it is drawn for
- * only. */
-struct dropout_site {
-    struct philox_key key;
-    uint32_t threshold;
-    float scale; /* 1/(1-p); 0 when p = 1 */
-    uint32_t step;
-};
-struct dropout_site dropout_site_make(const struct step_ctx *step, uint32_t stream, float p);
-void dropout_keep(const struct dropout_site *s, uint32_t sample, uint32_t sub, int64_t first, int64_t n,
-                  float *keep);
 
 extern const struct flat_ops cpu_flat_ops;
 

@@ -75,6 +75,65 @@ static ALWAYS_INLINE float simd_expf(float x)
     return x < -87.3f ? 0.0f : p;
 }
 
+/* The same, sixteen at a time. */
+static ALWAYS_INLINE void v16_exp(v16 *x)
+{
+    const v16 shifted = *x * 1.44269504088896341f + 12582912.0f;
+    const v16 n = shifted - 12582912.0f;
+    const v16 r = *x - n * 0.693359375f - n * -2.12194440e-4f;
+    const v16 two_n = (v16)(((v16i)shifted << 23) + 0x3F800000);
+    v16 p = r * 1.9875691500e-4f + 1.3981999507e-3f;
+
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    p = (p * r * r + r + 1.0f) * two_n;
+    *x = (v16)((v16i)p & ~(*x < -87.3f));
+}
+
+/* The larger of each pair; a's lane where b's is NaN. */
+static ALWAYS_INLINE void v16_max(v16 *a, const v16 *b)
+{
+    const v16i more = *b > *a;
+
+    *a = (v16)(((v16i)*b & more) | ((v16i)*a & ~more));
+}
+
+/* Lane l becomes 0 where bit l of bits is 0. */
+static ALWAYS_INLINE void v16_keep(v16 *v, uint32_t bits)
+{
+    const v16i lanes = {1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768};
+
+    *v = (v16)((v16i)*v & ((lanes & (int32_t)bits) != 0));
+}
+
+/* Over the lanes, always in the same order. */
+static ALWAYS_INLINE float v16_sum_lanes(const v16 *v)
+{
+    float f[VLEN];
+
+    memcpy(f, v, sizeof(f));
+#pragma GCC unroll 4
+    for (int half = VLEN / 2; half > 0; half /= 2)
+#pragma GCC unroll 8
+        for (int l = 0; l < half; l++)
+            f[l] += f[l + half];
+    return f[0];
+}
+static ALWAYS_INLINE float v16_max_lanes(const v16 *v)
+{
+    float f[VLEN];
+
+    memcpy(f, v, sizeof(f));
+#pragma GCC unroll 4
+    for (int half = VLEN / 2; half > 0; half /= 2)
+#pragma GCC unroll 8
+        for (int l = 0; l < half; l++)
+            f[l] = f[l + half] > f[l] ? f[l + half] : f[l];
+    return f[0];
+}
+
 /* erf(x), absolute error below 5e-7: a rational function in x² on [-4, 4], beyond which erf is ±1 in fp32. */
 static ALWAYS_INLINE float simd_erff(float x)
 {

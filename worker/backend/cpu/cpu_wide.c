@@ -5,7 +5,8 @@
  * A matrix product rounds its weights to bf16, too, so that it is one of bf16 by bf16, added up in f32. What
  * is f32 by type stays where it is: biases, gradients of parameters and of gathered rows.
  *
- * Scratch: [the kernel's | wide inputs | wide result, or its gradient | wide gradients of inputs].
+ * Scratch: [the kernel's | wide inputs | wide result, or its gradient | wide gradients of inputs | wide result
+ * where backward reads it].
  */
 #include <stdlib.h>
 #include "worker/backend/cpu/cpu_dtype.h"
@@ -22,6 +23,7 @@ struct wide {
     const struct kernel *kernel;
     void *state; /* the kernel's */
     size_t in[OP_MAX_INPUTS], din[OP_MAX_INPUTS], out;
+    size_t value; /* the result, in backward */
 };
 
 static bool is_weight(const struct node *n, int i)
@@ -50,6 +52,8 @@ static size_t lay_out(struct wide *w, const struct node *n, size_t kernel_bytes)
     }
     if (n->dtype == DTYPE_BF16)
         w->out = room(&end, n);
+    if (w->out && n->bwd_reads & READS_OUT)
+        w->value = room(&end, n);
     return end;
 }
 
@@ -141,6 +145,10 @@ KERNEL_BACKWARD(wide)
     if (w->out) {
         call.dout = scratch + w->out;
         cpu_cast(scratch + w->out, DTYPE_F32, c->dout, DTYPE_BF16, shape_count(n->shape), false);
+    }
+    if (w->value) {
+        call.out = scratch + w->value;
+        cpu_cast(call.out, DTYPE_F32, c->out, DTYPE_BF16, shape_count(n->shape), false);
     }
     for (int i = 0; i < n->n_inputs; i++)
         if (c->din[i] && w->din[i]) {
