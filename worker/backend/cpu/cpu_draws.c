@@ -12,11 +12,8 @@
  */
 #include "worker/backend/cpu/cpu_draws.h"
 #include "worker/backend/cpu/cpu_simd.h"
-#ifdef __AVX512F__
-#include <immintrin.h>
-#endif
 
-enum { ROUNDS = 10, WORD_DRAWS = 32 };
+enum { WORD_DRAWS = 32 };
 enum { LOW_A1, LOW_B2, HIGH_A3, LOW_A3 }; /* in product[]: with the key that they meet next */
 
 static const uint32_t M0 = 0xD2511F53u, M1 = 0xCD9E8D57u;
@@ -59,6 +56,10 @@ void draws_init(struct draws *d, const struct dropout_site *s, uint32_t sub, int
     d->n = n;
     d->skip = (int)(first % 4);
     d->n_vectors = (d->skip + n + WORD_DRAWS - 1) / WORD_DRAWS;
+    for (int r = 0; r < DRAWS_FULL_ROUNDS; r++) {
+        d->key[r][0] = (v8u64){0} + (k0 + (uint32_t)(r + 3) * step0);
+        d->key[r][1] = (v8u64){0} + (k1 + (uint32_t)(r + 3) * step1);
+    }
     for (int i = 0; i < d->n_vectors; i++) {
         const v8u64 position = lanes + (uint32_t)(first / 4 + 8 * i);
         v8u64 a1, b2, a3, c0, c2, *t = d->product[i];
@@ -106,22 +107,19 @@ static ALWAYS_INLINE uint32_t at_least(const v8u64 *low, const v8u64 *high_half,
 /* The draws of 8 blocks. a2: of the sample. */
 static ALWAYS_INLINE uint32_t keep_word(const struct draws *d, const v8u64 *t, uint64_t a2)
 {
-    uint32_t k0 = d->site.key.k0 + 3 * step0, k1 = d->site.key.k1 + 3 * step1;
     v8u64 c0, c2 = t[LOW_A1] ^ high(a2), a = t[LOW_A3], b;
 
     multiply(&b, &c2, M1);
     c0 = (b >> 32) ^ t[LOW_B2];
     c2 = t[HIGH_A3] ^ (uint32_t)a2;
 #pragma GCC unroll 7
-    for (int round = 3; round < ROUNDS; round++) {
+    for (int r = 0; r < DRAWS_FULL_ROUNDS; r++) {
         const v8u64 low_a = a, low_b = b;
 
         multiply(&a, &c0, M0);
         multiply(&b, &c2, M1);
-        c0 = (b >> 32) ^ low_b ^ k0;
-        c2 = (a >> 32) ^ low_a ^ k1;
-        k0 += step0;
-        k1 += step1;
+        c0 = (b >> 32) ^ low_b ^ d->key[r][0];
+        c2 = (a >> 32) ^ low_a ^ d->key[r][1];
     }
     return spread_pairs(at_least(&c0, &b, d->site.threshold)) |
            spread_pairs(at_least(&c2, &a, d->site.threshold)) << 2;

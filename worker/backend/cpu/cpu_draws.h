@@ -18,6 +18,7 @@ struct dropout_site {
 struct dropout_site dropout_site_make(const struct step_ctx *step, uint32_t stream, float p);
 
 enum {
+    DRAWS_FULL_ROUNDS = 7,
     DRAWS_MAX = 256, /* positions of a range */
     DRAWS_BLOCKS =
         (DRAWS_MAX / 4 + 1 + 7) / 8, /* vectors of 8 Philox blocks that hold them wherever it begins */
@@ -32,6 +33,7 @@ struct draws {
     int n, n_vectors;
     int skip; /* positions of the first block that lie before the range */
     v8u64 product[DRAWS_BLOCKS][4];
+    v8u64 key[DRAWS_FULL_ROUNDS][2]; /* of the other rounds */
 };
 
 /* Positions first … first+n-1, n ≤ DRAWS_MAX. */

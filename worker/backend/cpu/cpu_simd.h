@@ -9,6 +9,9 @@
 
 #include <stdint.h>
 #include <string.h>
+#ifdef __AVX512F__
+#include <immintrin.h> /* where GNU C has no word for one instruction */
+#endif
 
 enum { VLEN = 16 };
 
@@ -92,46 +95,67 @@ static ALWAYS_INLINE void v16_exp(v16 *x)
     *x = (v16)((v16i)p & ~(*x < -87.3f));
 }
 
-/* The larger of each pair; a's lane where b's is NaN. */
+/* The larger of each pair; a's lane where either is NaN. */
 static ALWAYS_INLINE void v16_max(v16 *a, const v16 *b)
 {
+#ifdef __AVX512F__
+    *a = (v16)_mm512_max_ps((__m512)*b, (__m512)*a);
+#else
     const v16i more = *b > *a;
 
     *a = (v16)(((v16i)*b & more) | ((v16i)*a & ~more));
+#endif
 }
 
 /* Lane l becomes 0 where bit l of bits is 0. */
 static ALWAYS_INLINE void v16_keep(v16 *v, uint32_t bits)
 {
+#ifdef __AVX512F__
+    *v = (v16)_mm512_maskz_mov_ps((__mmask16)bits, (__m512)*v);
+#else
     const v16i lanes = {1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768};
 
     *v = (v16)((v16i)*v & ((lanes & (int32_t)bits) != 0));
+#endif
+}
+
+/* The lanes turned by a half, a quarter, … of them: four times this, and each has met all others. */
+static ALWAYS_INLINE void v16_turned(v16 *to, const v16 *v, int by)
+{
+    const v16 x = *v;
+
+    if (by == 8)
+        *to = __builtin_shufflevector(x, x, 8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7);
+    else if (by == 4)
+        *to = __builtin_shufflevector(x, x, 4, 5, 6, 7, 0, 1, 2, 3, 12, 13, 14, 15, 8, 9, 10, 11);
+    else if (by == 2)
+        *to = __builtin_shufflevector(x, x, 2, 3, 0, 1, 6, 7, 4, 5, 10, 11, 8, 9, 14, 15, 12, 13);
+    else
+        *to = __builtin_shufflevector(x, x, 1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 13, 12, 15, 14);
 }
 
 /* Over the lanes, always in the same order. */
 static ALWAYS_INLINE float v16_sum_lanes(const v16 *v)
 {
-    float f[VLEN];
+    v16 x = *v, other;
 
-    memcpy(f, v, sizeof(f));
 #pragma GCC unroll 4
-    for (int half = VLEN / 2; half > 0; half /= 2)
-#pragma GCC unroll 8
-        for (int l = 0; l < half; l++)
-            f[l] += f[l + half];
-    return f[0];
+    for (int by = VLEN / 2; by > 0; by /= 2) {
+        v16_turned(&other, &x, by);
+        x += other;
+    }
+    return x[0];
 }
 static ALWAYS_INLINE float v16_max_lanes(const v16 *v)
 {
-    float f[VLEN];
+    v16 x = *v, other;
 
-    memcpy(f, v, sizeof(f));
 #pragma GCC unroll 4
-    for (int half = VLEN / 2; half > 0; half /= 2)
-#pragma GCC unroll 8
-        for (int l = 0; l < half; l++)
-            f[l] = f[l + half] > f[l] ? f[l + half] : f[l];
-    return f[0];
+    for (int by = VLEN / 2; by > 0; by /= 2) {
+        v16_turned(&other, &x, by);
+        v16_max(&x, &other);
+    }
+    return x[0];
 }
 
 /* erf(x), absolute error below 5e-7: a rational function in x² on [-4, 4], beyond which erf is ±1 in fp32. */
