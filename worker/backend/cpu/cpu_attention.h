@@ -10,7 +10,7 @@
 
 /* Scores are made in tiles of TILE_ROWS queries × KEY_BLOCK keys, which stay in the second-level cache. */
 enum {
-    TILE_ROWS = 64,
+    TILE_ROWS = 128,
     KEY_BLOCK = DRAWS_MAX,      /* 256 */
     TILE_LD = KEY_BLOCK + VLEN, /* rows a power of two apart would compete for few lines of the cache */
     TILE_FLOATS = TILE_ROWS * TILE_LD,
