@@ -285,7 +285,7 @@ static void run_slice(struct op_run *part, struct op_case *spec, const struct op
                       int64_t to)
 {
     const int64_t rows = whole->node.in[0]->shape.dims[0];
-    const int64_t width = op_run_count(whole, 0) / rows;
+    const int64_t width = op_run_count(whole, 0) / rows, out_width = op_run_count(whole, -1) / rows;
 
     *spec = *whole->spec;
     spec->in[0].shape.dims[0] = to - from;
@@ -299,8 +299,8 @@ static void run_slice(struct op_run *part, struct op_case *spec, const struct op
             memcpy(part->call.in[i], src, in_bytes(part, i));
     }
     if (to > from)
-        memcpy((void *)(uintptr_t)part->call.dout, (const float *)whole->call.dout + from * width,
-               (size_t)((to - from) * width) * sizeof(float));
+        memcpy((void *)(uintptr_t)part->call.dout, (const float *)whole->call.dout + from * out_width,
+               (size_t)((to - from) * out_width) * sizeof(float));
     op_run_want(part, op_run_grad_mask(part));
     op_run_forward(part);
     op_run_backward(part);
@@ -373,6 +373,34 @@ static void test_attention_of_ranks(void **state)
     for (size_t k = 0; k < n_op_cases; k++)
         if (op_cases[k].op == OP_ATTENTION)
             check_attention_split(be, &op_cases[k]);
+    be->ops->destroy(be);
+}
+
+/* What a row becomes, and its gradient, has the same bits whichever rows are beside it. */
+static void test_bits_of_rows_of_ranks(void **state)
+{
+    struct backend *be = make_backend_with_threads(2);
+
+    (void)state;
+    for (size_t k = 0; k < n_op_cases; k++) {
+        const struct op_case *spec = &op_cases[k];
+        const int64_t rows = spec->in[0].shape.dims[0], cut = rows / 3;
+        struct op_run whole, part;
+        struct op_case slice;
+
+        if (spec->op != OP_LINEAR && spec->op != OP_LAYERNORM && spec->op != OP_ATTENTION)
+            continue;
+        run_whole(&whole, be, spec);
+        run_slice(&part, &slice, &whole, cut, rows);
+        CHECK(memcmp(part.call.out, (float *)whole.call.out + cut * op_run_count(&whole, -1) / rows,
+                     (size_t)op_run_count(&part, -1) * sizeof(float)) == 0,
+              "%s: rows from %lld on differ", spec->name, (long long)cut);
+        CHECK(memcmp(part.call.din[0], (float *)whole.call.din[0] + cut * op_run_count(&whole, 0) / rows,
+                     in_bytes(&part, 0)) == 0,
+              "%s: gradients of rows from %lld on differ", spec->name, (long long)cut);
+        op_run_free(&part);
+        op_run_free(&whole);
+    }
     be->ops->destroy(be);
 }
 
@@ -579,6 +607,7 @@ int main(void)
         cmocka_unit_test(test_dropout_differs),
         cmocka_unit_test(test_dropout_of_ranks),
         cmocka_unit_test(test_attention_of_ranks),
+        cmocka_unit_test(test_bits_of_rows_of_ranks),
         cmocka_unit_test(test_attention_draws),
         cmocka_unit_test(test_no_rows),
         cmocka_unit_test(test_no_rows_of_copies),

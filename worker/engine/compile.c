@@ -24,12 +24,42 @@ bool compile_is_leaf(const struct node *n)
     return n->op == OP_INPUT || n->op == OP_PARAM;
 }
 
+/* Where the first row of a slice lies in the parameter, in floats. */
+static size_t view_offset(const struct node *n)
+{
+    const int64_t rows = n->in[0]->shape.dims[0];
+
+    return rows ? (size_t)(n->attr.slice.from * (shape_count(n->in[0]->shape) / rows)) : 0;
+}
+
+/* Rows of a parameter are used where they lie: neither they nor their gradient, which adds to the
+ * parameter's, are copied. Kernels may count on the alignment of a tensor, so the first row has it. In
+ * micro-shards, where a gradient is first a sum over shards, a slice is a copy. */
+static bool is_view(const struct compiler *c, const struct node *n)
+{
+    return n->op == OP_SLICE_ROWS && n->in[0]->op == OP_PARAM && c->g->rows.n_shards == 0 &&
+           view_offset(n) * sizeof(float) % TENSOR_ALIGN_BYTES == 0;
+}
+
+static int view_run(const struct op_call *call, struct err *e)
+{
+    (void)call;
+    (void)e;
+    return 0;
+}
+
+static const struct kernel view_kernel = {.forward = view_run, .backward = view_run};
+
 static int pick_kernels(struct compiler *c, struct err *e)
 {
     for (int i = 0; i < c->n; i++) {
         const struct node *n = c->g->nodes[i];
         if (compile_is_leaf(n))
             continue;
+        if (is_view(c, n)) {
+            c->p->steps[i].kernel = &view_kernel;
+            continue;
+        }
         const struct kernel *k = comm_kernel(n->op);
         if (!k)
             k = &c->p->cfg.backend->ops->kernels[n->op];
@@ -54,7 +84,7 @@ static void flow_to_inputs(struct compiler *c, int i)
         const struct node *x = n->in[k];
         if (!(op_table[n->op].grad_inputs >> k & 1) || !x->needs_grad)
             continue;
-        if (c->has_grad[x->id] || x->op == OP_PARAM)
+        if (c->has_grad[x->id] || x->op == OP_PARAM || is_view(c, x))
             c->p->steps[i].call.acc |= 1u << k;
         if (!c->has_grad[x->id])
             c->first_writer[x->id] = i;
@@ -138,7 +168,7 @@ static void set_lives_of(struct compiler *c, int i, int end)
     size_t value = c->spread ? shards_value_bytes(c, i) : compile_node_bytes(n);
     size_t grad = c->spread ? shards_grad_bytes(c, i) : compile_grad_bytes(n);
 
-    if (n->op == OP_PARAM)
+    if (n->op == OP_PARAM || is_view(c, n))
         return;
     it[ITEM_VALUE] = (struct plan_item){.bytes = value, .birth = n->op == OP_INPUT ? -1 : i, .death = i};
     if (is_output(c, n))
@@ -221,6 +251,8 @@ void *compile_item(const struct compiler *c, int id, int kind)
 
 static void *value_ptr(const struct compiler *c, const struct node *n)
 {
+    if (is_view(c, n))
+        return n->in[0]->param->value + view_offset(n);
     return n->op == OP_PARAM ? n->param->value : compile_item(c, n->id, ITEM_VALUE);
 }
 
@@ -228,6 +260,8 @@ static void *grad_ptr(const struct compiler *c, const struct node *n)
 {
     if (!c->has_grad[n->id])
         return NULL;
+    if (is_view(c, n))
+        return n->in[0]->param->grad + view_offset(n);
     return n->op == OP_PARAM ? n->param->grad : compile_item(c, n->id, ITEM_GRAD);
 }
 

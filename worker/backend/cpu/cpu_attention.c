@@ -1,68 +1,73 @@
-/* cpu_attention - multi-head attention of the rank's n queries over N keys, in tiles of query rows.
+/* cpu_attention - multi-head attention of the rank's n queries over N keys; backward is in
+ * cpu_attention_grad.c.
  *
- * For a head and a tile of T rows: S = Q·Kᵀ/√d (a GEMM straight on the strided q and kv), a softmax over
- * whole rows (all N keys are in the tile, so nothing is rescaled), dropout on the weights, O = P̃·V (a GEMM).
- * Only T×N weights exist at a time, T chosen so that they stay in the second-level cache. aux keeps each
- * row's maximum and sum; backward recomputes P from them, tile by tile:
+ * For a head and a group of queries: for each block of keys, for each tile of the queries
  *
- *   dV += P̃ᵀ·dO   dP̃ = dO·Vᵀ   dS = P∘(keep∘dP̃ - Σⱼ P·keep∘dP̃)   dQ = dS·K/√d   dK += dSᵀ·Q/√d
+ *   S = Q·Kᵀ/√d   m' = max(m, max S)   P = exp(S - m')   l = l·exp(m - m') + Σ P   O = O·exp(m - m') +
+ * keep∘P·V
  *
- * where P̃ = keep∘P and keep is 1/(1-p) or 0. In backward a head is one thread's work from first tile to last,
- * so dK and dV are summed in one order; in forward so is a (head, tile).
+ * and after the last block O = O/l (Milakov, Gimelshein: "Online normalizer calculation for softmax", 2018;
+ * Dao et al.: "FlashAttention", 2022): no n × N matrix is anywhere, a tile is in the cache while it is used,
+ * and keys are packed once a group. aux keeps m and l of each row for backward.
+ *
+ * A row's bits depend on the row, the keys and the draws, not on n: so any thread may take any group, and a
+ * rank's rows are those of one rank.
  *
  * Dropout is keyed by the global indices of query and key (philox.h): how rows lie on ranks does not matter.
- *
- * Letters: n local rows, N keys, C width, h heads, d = C/h, T rows of a tile.
  */
+#include "worker/backend/cpu/cpu_attention.h"
+
 #include <math.h>
-#include <string.h>
-#include "worker/backend/cpu/cpu_internal.h"
-#include "worker/backend/cpu/cpu_simd.h"
 
-enum {
-    TILE_FLOATS = 1 << 17, /* 512 KiB of weights in all tiles of a thread */
-    TILE_ROWS_MIN = 16,
-    TILE_ROWS_MAX = 256,
-};
-
-struct attention {
-    int64_t n, N, C, h, d, T;
-    float scale; /* 1/√d */
-    const float *q, *kv;
-    float *row_max, *row_sum; /* (h, n), in aux */
-    bool drops;
-    struct dropout_site site;
-    int64_t query0, key0; /* global sample indices of row 0 of q and of kv */
-};
-
-/* Rows of a tile when a thread holds n_tiles of them. */
-static int64_t tile_rows(int64_t n, int64_t N, int n_tiles)
+/* Queries of a group: fewer where there would not be enough groups for all threads, or where heads are wide.
+ */
+static int64_t group_rows(int64_t n, int64_t h, int n_threads)
 {
-    int64_t t = TILE_FLOATS / (n_tiles * max_i64(N, 1)) / TILE_ROWS_MIN * TILE_ROWS_MIN;
+    int64_t rows = attention_round_up(ceil_div(n * h, 4 * (int64_t)n_threads), TILE_ROWS);
 
-    t = min_i64(max_i64(t, TILE_ROWS_MIN), TILE_ROWS_MAX);
-    return max_i64(min_i64(t, n), 1);
+    return min_i64(max_i64(rows, 2 * TILE_ROWS), GROUP_ROWS);
 }
 
-/* Floats of a thread's scratch: two tiles (backward) and a row of keep factors. */
-static size_t thread_floats(const struct node *n)
-{
-    const int64_t rows = n->shape.dims[0], N = n->in[1]->shape.dims[0];
-    const int64_t forward = tile_rows(rows, N, 1), backward = 2 * tile_rows(rows, N, 2);
+/* What a thread holds in forward. */
+struct scratch {
+    float *q;      /* the group's queries, packed rows, ×1/√d */
+    float *keys;   /* a block of keys, transposed, packed columns */
+    float *values; /* a block of values, packed columns */
+    float *tile;
+};
 
-    return align_up((size_t)((max_i64(forward, backward) + 1) * N) * sizeof(float)) / sizeof(float);
+static size_t scratch_lay_out(struct scratch *s, float *base, int64_t d)
+{
+    float *at = base;
+
+    s->q = at;
+    at += panel_lhs_floats(GROUP_ROWS, d);
+    s->keys = at;
+    at += panel_rhs_floats(d, KEY_BLOCK);
+    s->values = at;
+    at += panel_rhs_floats(KEY_BLOCK, d);
+    s->tile = at;
+    at += TILE_FLOATS;
+    return align_up((size_t)(at - base) * sizeof(float)) / sizeof(float);
 }
 
 KERNEL_PREPARE(attention)
 {
+    const int64_t heads = n->attr.attention.heads;
+    const int n_threads = cpu_of(be)->n_threads;
+    struct scratch s;
+
     (void)e;
     p->state = be; /* borrowed: tells how many threads have scratch */
-    p->aux_bytes = (size_t)(2 * n->attr.attention.heads * n->shape.dims[0]) * sizeof(float);
-    p->scratch_bytes = (size_t)cpu_of(be)->n_threads * thread_floats(n) * sizeof(float);
+    p->aux_bytes = (size_t)(2 * heads * n->shape.dims[0]) * sizeof(float);
+    p->scratch_bytes =
+        (size_t)n_threads * scratch_lay_out(&s, NULL, n->shape.dims[1] / heads) * sizeof(float);
+    if (attention_grad_scratch_bytes(n, n_threads) > p->scratch_bytes)
+        p->scratch_bytes = attention_grad_scratch_bytes(n, n_threads);
     return 0;
 }
 
-static int attention_init(struct attention *a, const struct op_call *c, int n_tiles, struct err *e)
+int attention_init(struct attention *a, const struct op_call *c, struct err *e)
 {
     const struct node *n = c->node;
     const int64_t rows = n->shape.dims[0], heads = n->attr.attention.heads;
@@ -73,12 +78,13 @@ static int attention_init(struct attention *a, const struct op_call *c, int n_ti
         .C = n->shape.dims[1],
         .h = heads,
         .d = n->shape.dims[1] / heads,
-        .T = tile_rows(rows, n->in[1]->shape.dims[0], n_tiles),
         .q = c->in[0],
         .kv = c->in[1],
         .row_max = c->aux,
         .drops = n->attr.attention.dropout > 0,
+        .keep_scale = 1,
         .key0 = n->attr.attention.key_row0,
+        .n_threads = cpu_of(c->state)->n_threads,
     };
     a->scale = 1.0f / sqrtf((float)a->d);
     if (rows)
@@ -94,177 +100,129 @@ static int attention_init(struct attention *a, const struct op_call *c, int n_ti
             (long long)rows, (long long)c->rows->local);
     a->query0 = c->rows->first;
     a->site = dropout_site_make(c->step, n->attr.attention.stream, n->attr.attention.dropout);
+    a->keep_scale = a->site.scale;
     return 0;
 }
 
-/* The calling thread's part of scratch. */
-static float *thread_scratch(const struct op_call *c)
+void attention_scores(const float *q, const float *keys, int64_t rows, int64_t n_keys, int64_t d, float *S)
 {
-    return (float *)c->scratch + (size_t)cpu_thread_idx() * thread_floats(c->node);
+    const struct panel_lhs lhs = panel_lhs_packed(q, d);
+
+    panel_product(rows, n_keys, d, &lhs, keys, S, TILE_LD, NULL, false);
+    for (int64_t i = 0; n_keys % VLEN && i < rows; i++)
+        for (int64_t j = n_keys; j % VLEN; j++)
+            S[i * TILE_LD + j] = -INFINITY;
 }
 
-static void keep_row(const struct attention *a, int64_t head, int64_t row, float *keep)
+static float row_maximum(const float *s, int64_t n_vectors)
 {
-    dropout_keep(&a->site, (uint32_t)(a->query0 + row), (uint32_t)head, a->key0, a->N, keep);
+    v16 m = *(const v16 *)s;
+
+    for (int64_t j = 1; j < n_vectors; j++)
+        v16_max(&m, (const v16 *)s + j);
+    return v16_max_lanes(&m);
 }
 
-/* s = exp(s - max)/sum; sets *max and *sum. */
-static void softmax_row(float *s, int64_t N, float *max, float *sum)
+/* s = exp(s - max), where kept; returns the sum over all, kept or not. bits NULL: everything is kept. */
+static float row_weights(float *s, int64_t n_vectors, float max, const uint32_t *bits)
 {
-    float m = -INFINITY, t = 0, inv;
+    v16 sum = {0};
 
-#pragma omp simd reduction(max : m)
-    for (int64_t j = 0; j < N; j++)
-        m = s[j] > m ? s[j] : m;
-#pragma omp simd reduction(+ : t)
-    for (int64_t j = 0; j < N; j++) {
-        s[j] = simd_expf(s[j] - m);
-        t += s[j];
+    for (int64_t j = 0; j < n_vectors; j++) {
+        v16 p = ((const v16 *)s)[j] - max;
+
+        v16_exp(&p);
+        sum += p;
+        if (bits)
+            v16_keep(&p, bits[j / 2] >> j % 2 * VLEN);
+        ((v16 *)s)[j] = p;
     }
-    inv = 1.0f / t;
-#pragma omp simd
-    for (int64_t j = 0; j < N; j++)
-        s[j] *= inv;
-    *max = m;
-    *sum = t;
+    return v16_sum_lanes(&sum);
 }
 
-/* The same numbers again, from the row's maximum and sum. */
-static void softmax_row_again(float *s, int64_t N, float max, float sum)
+static void scale_row(float *x, int64_t n, float by)
 {
-    const float inv = 1.0f / sum;
-
 #pragma omp simd
-    for (int64_t j = 0; j < N; j++)
-        s[j] = simd_expf(s[j] - max) * inv;
+    for (int64_t j = 0; j < n; j++)
+        x[j] *= by;
 }
 
-/* S (t,N) = Q·Kᵀ/√d for rows r0 … r0+t-1 of a head. */
-static int scores(const struct attention *a, int64_t head, int64_t r0, int64_t t, float *S)
+/* A tile of queries over one block of keys, the first one or a later. row: of the tile, in the head. */
+static void forward_tile(const struct attention *a, const struct scratch *s, int64_t head, int64_t row,
+                         int64_t rows, int64_t n_keys, const float *q, const struct draws *draws, bool first,
+                         float *out)
 {
-    return dn_sgemm('N', 'T', t, a->N, a->d, a->scale, a->q + r0 * a->C + head * a->d, a->C,
-                    a->kv + head * a->d, 2 * a->C, 0, S, a->N, NULL);
-}
+    const int64_t n_vectors = ceil_div(n_keys, VLEN);
+    const struct panel_lhs weights = panel_lhs_plain(s->tile, TILE_LD, 1);
+    uint32_t bits[DRAWS_BLOCKS];
 
-static int forward_tile(const struct attention *a, int64_t head, int64_t r0, float *scratch, float *out)
-{
-    const int64_t t = min_i64(a->T, a->n - r0), N = a->N;
-    float *S = scratch, *keep = scratch + a->T * N;
+    attention_scores(q, s->keys, rows, n_keys, a->d, s->tile);
+    for (int64_t i = 0; i < rows; i++) {
+        float *t = s->tile + i * TILE_LD, *max = &a->row_max[head * a->n + row + i];
+        float *sum = &a->row_sum[head * a->n + row + i];
+        const float block = row_maximum(t, n_vectors);
 
-    if (scores(a, head, r0, t, S) < 0)
-        return -1;
-    for (int64_t i = 0; i < t; i++) {
-        float *s = S + i * N;
-        int64_t at = head * a->n + r0 + i;
+        if (first) {
+            *max = block;
+            *sum = 0;
+        } else if (block > *max) {
+            const float shrink = expf(*max - block);
 
-        softmax_row(s, N, &a->row_max[at], &a->row_sum[at]);
-        if (!a->drops)
-            continue;
-        keep_row(a, head, r0 + i, keep);
-#pragma omp simd
-        for (int64_t j = 0; j < N; j++)
-            s[j] *= keep[j];
+            *max = block;
+            *sum *= shrink;
+            scale_row(out + i * a->C, a->d, shrink);
+        }
+        if (draws)
+            draws_keep_bits(draws, (uint32_t)(a->query0 + row + i), bits);
+        *sum += row_weights(t, n_vectors, *max, draws ? bits : NULL);
     }
-    return dn_sgemm('N', 'N', t, a->d, N, 1, S, N, a->kv + a->C + head * a->d, 2 * a->C, 0,
-                    out + r0 * a->C + head * a->d, a->C, NULL);
+    panel_product(rows, a->d, n_keys, &weights, s->values, out, a->C, NULL, !first);
+}
+
+/* Rows row0 … row0+rows-1 of a head. */
+static void forward_group(const struct attention *a, const struct scratch *s, int64_t head, int64_t row0,
+                          int64_t rows, float *out)
+{
+    const int64_t d = a->d, at = row0 * a->C + head * d;
+    const float *k = a->kv + head * d, *v = k + a->C;
+    struct draws draws;
+
+    panel_pack_lhs(a->q + at, a->C, 1, rows, d, a->scale, s->q);
+    for (int64_t j = 0; j < a->N; j += KEY_BLOCK) {
+        const int64_t n_keys = min_i64(KEY_BLOCK, a->N - j);
+
+        panel_pack_rhs(k + j * 2 * a->C, 1, 2 * a->C, d, n_keys, 1, s->keys);
+        panel_pack_rhs(v + j * 2 * a->C, 2 * a->C, 1, n_keys, d, 1, s->values);
+        if (a->drops)
+            draws_init(&draws, &a->site, (uint32_t)head, a->key0 + j, (int)n_keys);
+        for (int64_t i = 0; i < rows; i += TILE_ROWS)
+            forward_tile(a, s, head, row0 + i, min_i64(TILE_ROWS, rows - i), n_keys, s->q + i * d,
+                         a->drops ? &draws : NULL, j == 0, out + at + i * a->C);
+    }
+    for (int64_t i = 0; i < rows; i++)
+        scale_row(out + at + i * a->C, d, a->keep_scale / a->row_sum[head * a->n + row0 + i]);
 }
 
 KERNEL_FORWARD(attention)
 {
     struct attention a;
-    int failed = 0;
 
-    if (attention_init(&a, c, 1, e) < 0)
+    if (attention_init(&a, c, e) < 0)
         return -1;
-    const int64_t n_tiles = ceil_div(a.n, a.T);
+    const int64_t group = group_rows(a.n, a.h, a.n_threads), n_groups = ceil_div(a.n, group);
 
-#pragma omp parallel for schedule(static) num_threads(cpu_of(c->state)->n_threads) reduction(| : failed)
-    for (int64_t k = 0; k < a.h * n_tiles; k++) {
-        if (forward_tile(&a, k / n_tiles, k % n_tiles * a.T, thread_scratch(c), c->out) < 0)
-            failed = 1;
-    }
-    return failed ? err_set(e, "attention: a matrix product failed") : 0;
-}
+#pragma omp parallel num_threads(a.n_threads)
+    {
+        struct scratch s;
+        const size_t floats = scratch_lay_out(&s, NULL, a.d);
 
-/* From p = P and dp = dP̃ of one row: p becomes P̃ and dp becomes dS. keep may be NULL: no dropout. */
-static void score_grad_row(float *restrict p, float *restrict dp, const float *restrict keep, int64_t N)
-{
-    float dot = 0;
+        scratch_lay_out(&s, (float *)c->scratch + (size_t)cpu_thread_idx() * floats, a.d);
+#pragma omp for schedule(dynamic)
+        for (int64_t k = 0; k < a.h * n_groups; k++) {
+            const int64_t row0 = k % n_groups * group;
 
-    if (!keep) {
-#pragma omp simd reduction(+ : dot)
-        for (int64_t j = 0; j < N; j++)
-            dot += p[j] * dp[j];
-#pragma omp simd
-        for (int64_t j = 0; j < N; j++)
-            dp[j] = p[j] * (dp[j] - dot);
-        return;
-    }
-#pragma omp simd reduction(+ : dot)
-    for (int64_t j = 0; j < N; j++)
-        dot += p[j] * (keep[j] * dp[j]);
-#pragma omp simd
-    for (int64_t j = 0; j < N; j++) {
-        dp[j] = p[j] * (keep[j] * dp[j] - dot);
-        p[j] *= keep[j];
-    }
-}
-
-struct attention_grad {
-    const float *dout;
-    float *dq, *dkv;
-    bool add_dq, add_dkv;
-};
-
-static int backward_tile(const struct attention *a, const struct attention_grad *g, int64_t head, int64_t r0,
-                         float *scratch)
-{
-    const int64_t t = min_i64(a->T, a->n - r0), N = a->N, C = a->C, d = a->d;
-    const int64_t at = r0 * C + head * d; /* of the tile in q, out and their gradients */
-    const float beta = g->add_dkv || r0 > 0 ? 1.0f : 0.0f;
-    const float *k = a->kv + head * d, *v = k + C;
-    float *P = scratch, *dP = P + a->T * N, *keep = dP + a->T * N;
-
-    if (scores(a, head, r0, t, P) < 0 ||
-        dn_sgemm('N', 'T', t, N, d, 1, g->dout + at, C, v, 2 * C, 0, dP, N, NULL) < 0)
-        return -1;
-    for (int64_t i = 0; i < t; i++) {
-        int64_t row = head * a->n + r0 + i;
-
-        softmax_row_again(P + i * N, N, a->row_max[row], a->row_sum[row]);
-        if (a->drops)
-            keep_row(a, head, r0 + i, keep);
-        score_grad_row(P + i * N, dP + i * N, a->drops ? keep : NULL, N);
-    }
-    if (g->dq && dn_sgemm('N', 'N', t, d, N, a->scale, dP, N, k, 2 * C, g->add_dq ? 1.0f : 0.0f, g->dq + at,
-                          C, NULL) < 0)
-        return -1;
-    if (!g->dkv)
-        return 0;
-    if (dn_sgemm('T', 'N', N, d, t, a->scale, dP, N, a->q + at, C, beta, g->dkv + head * d, 2 * C, NULL) < 0)
-        return -1;
-    return dn_sgemm('T', 'N', N, d, t, 1, P, N, g->dout + at, C, beta, g->dkv + C + head * d, 2 * C, NULL);
-}
-
-KERNEL_BACKWARD(attention)
-{
-    const struct attention_grad g = {c->dout, c->din[0], c->din[1], acc_bit(c, 0), acc_bit(c, 1)};
-    struct attention a;
-    int failed = 0;
-
-    if (attention_init(&a, c, 2, e) < 0)
-        return -1;
-    if (!a.n) {
-        if (g.dkv && !g.add_dkv)
-            memset(g.dkv, 0, (size_t)(2 * a.N * a.C) * sizeof(*g.dkv));
-        return 0;
-    }
-#pragma omp parallel for schedule(static) num_threads(cpu_of(c->state)->n_threads) reduction(| : failed)
-    for (int64_t head = 0; head < a.h; head++) {
-        for (int64_t r0 = 0; r0 < a.n; r0 += a.T) {
-            if (backward_tile(&a, &g, head, r0, thread_scratch(c)) < 0)
-                failed = 1;
+            forward_group(&a, &s, k / n_groups, row0, min_i64(group, a.n - row0), c->out);
         }
     }
-    return failed ? err_set(e, "attention: a matrix product failed") : 0;
+    return 0;
 }

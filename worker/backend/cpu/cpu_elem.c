@@ -230,67 +230,7 @@ KERNEL_BACKWARD(add)
     return 0;
 }
 
-enum { DRAW_BLOCKS = 16, DRAWS = 4 * DRAW_BLOCKS, DROP_BLOCK = 256 };
-
-/* The draws of 16 consecutive Philox blocks; the loop over blocks vectorises. */
-static void draw(struct philox_key key, uint32_t block, uint32_t sample, uint32_t step, uint32_t sub,
-                 uint32_t u[DRAWS])
-{
-    uint32_t v[4][DRAW_BLOCKS];
-
-    for (uint32_t b = 0; b < DRAW_BLOCKS; b++) {
-        struct philox_block r = philox(key, block + b, sample, step, sub);
-
-        v[0][b] = r.v[0];
-        v[1][b] = r.v[1];
-        v[2][b] = r.v[2];
-        v[3][b] = r.v[3];
-    }
-    for (int b = 0; b < DRAW_BLOCKS; b++)
-        for (int k = 0; k < 4; k++)
-            u[4 * b + k] = v[k][b];
-}
-
-struct dropout_site dropout_site_make(const struct step_ctx *step, uint32_t stream, float p)
-{
-    struct dropout_site s = {
-        .key = philox_make_key(step->seed, stream),
-        .threshold = philox_threshold(p),
-        .scale = p < 1 ? 1.0f / (1.0f - p) : 0.0f,
-        .step = (uint32_t)step->step,
-    };
-    return s;
-}
-
-/* keep[i] for the draws u[i], i < n. */
-static ALWAYS_INLINE void keep_of(const struct dropout_site *s, const uint32_t *u, int64_t n,
-                                  float *restrict keep)
-{
-    const uint32_t threshold = s->threshold;
-    const float scale = s->scale;
-
-#pragma omp simd
-    for (int64_t i = 0; i < n; i++)
-        keep[i] = u[i] < threshold ? 0.0f : scale;
-}
-
-void dropout_keep(const struct dropout_site *s, uint32_t sample, uint32_t sub, int64_t first, int64_t n,
-                  float *keep)
-{
-    uint32_t u[DRAWS];
-
-    for (int64_t j = 0; j < n;) {
-        int64_t at = first + j;
-        int64_t skip = at % 4, take = min_i64(DRAWS - skip, n - j);
-
-        draw(s->key, (uint32_t)(at / 4), sample, s->step, sub, u);
-        if (take == DRAWS)
-            keep_of(s, u, DRAWS, keep + j);
-        else
-            keep_of(s, u + skip, take, keep + j);
-        j += take;
-    }
-}
+enum { DROP_BLOCK = DRAWS_MAX };
 
 /* dst = mask∘src (or += when add) for one row of `width` elements that begins at `at`. */
 static void dropout_row(const struct dropout_site *site, uint32_t sample, const void *src, void *dst,

@@ -1,51 +1,110 @@
-/* cpu_gemm - matrix products: OP_LINEAR, and cpu_gemm for who needs one.
+/* cpu_gemm - matrix products: OP_LINEAR.
  *
- * A product is cut into fixed blocks of the result, each computed whole by one thread (inside a parallel
- * region oneDNN's sgemm runs on the caller's thread), so bits do not depend on the number of threads. A block
- * is big enough that packing its operands costs little.
+ * The loops around cpu_panel's product: a slab of the right operand, SLAB_COLS columns of one depth block, is
+ * packed by all threads together and shared; then each thread takes rows of the result, packs its rows of the
+ * left operand and multiplies. An element's bits depend on its row and its column only (cpu_panel.h), so rows
+ * and columns may be dealt out to any number of threads.
  *
  * Letters: M rows, I inputs, O outputs.
  */
 #include <string.h>
 #include "worker/backend/cpu/cpu_internal.h"
+#include "worker/backend/cpu/cpu_panel.h"
 #include "worker/backend/cpu/cpu_simd.h"
 
-enum { BLOCK_M = 256, BLOCK_N = 256, SUM_ROWS = 64 };
+enum {
+    SLAB_COLS = 1024, /* 1 MiB of the right operand */
+    BLOCK_ROWS = 256, /* 256 KiB of the left operand: a quarter of a second-level cache */
+    SUM_ROWS = 64,
+};
 
-/* k = 0: an empty sum. */
-static void gemm_empty(int64_t m, int64_t n, float beta, float *c, int64_t ldc)
+/* c (m,n) = a (m,k) · b (k,n) [+ bias], or c += …; element (i, p) of a at a[i·a_row + p·a_depth], (p, j) of b
+ * at b[p·b_depth + j·b_col], one stride of each is 1. */
+struct gemm {
+    int64_t m, n, k;
+    const float *a, *b, *bias;
+    int64_t a_row, a_depth, b_depth, b_col;
+    float *c;
+    bool add;
+};
+
+/* How the m×n result is dealt out. */
+struct gemm_grid {
+    int64_t rows, cols; /* of an item */
+    int64_t n_row_items, n_col_items;
+};
+
+static int64_t round_up(int64_t a, int64_t unit)
 {
-    if (beta == 0)
-        for (int64_t i = 0; i < m; i++)
-            memset(c + i * ldc, 0, (size_t)n * sizeof(*c));
+    return ceil_div(a, unit) * unit;
 }
 
-int cpu_gemm(char ta, char tb, int64_t m, int64_t n, int64_t k, const float *a, int64_t lda, const float *b,
-             int64_t ldb, float beta, float *c, int64_t ldc, struct err *e)
+/* As many items as threads, or a multiple; columns are cut only where there are fewer panels of rows than
+ * threads. */
+static struct gemm_grid grid_make(int64_t m, int64_t n, int n_threads)
 {
-    const int64_t mb = ceil_div(m, BLOCK_M), nb = ceil_div(n, BLOCK_N);
-    int failed = 0;
+    const int64_t rounds = ceil_div(m, (int64_t)BLOCK_ROWS * n_threads);
+    struct gemm_grid g = {.rows = round_up(ceil_div(m, rounds * n_threads), PANEL_ROWS)};
 
-    ASSERT(beta == 0 || beta == 1);
-    if (m == 0 || n == 0)
-        return 0;
-    if (k == 0) {
-        gemm_empty(m, n, beta, c, ldc);
-        return 0;
-    }
-#pragma omp parallel for schedule(static) reduction(| : failed)
-    for (int64_t t = 0; t < mb * nb; t++) {
-        int64_t i = t / nb * BLOCK_M, j = t % nb * BLOCK_N;
-        const float *ai = a + (ta == 'N' ? i * lda : i);
-        const float *bj = b + (tb == 'N' ? j : j * ldb);
+    g.n_row_items = ceil_div(m, g.rows);
+    g.cols = round_up(ceil_div(n, ceil_div(n_threads, g.n_row_items)), PANEL_COLS);
+    g.n_col_items = ceil_div(n, g.cols);
+    return g;
+}
 
-        if (dn_sgemm(ta, tb, min_i64(BLOCK_M, m - i), min_i64(BLOCK_N, n - j), k, 1.0f, ai, lda, bj, ldb,
-                     beta, c + i * ldc + j, ldc, NULL) < 0)
-            failed = 1;
+static size_t gemm_scratch_bytes(int n_threads)
+{
+    return ((size_t)SLAB_COLS + (size_t)n_threads * BLOCK_ROWS) * PANEL_DEPTH * sizeof(float);
+}
+
+/* Panels of the slab's columns, n of them from column j, depth p to p+k: all threads of the team. */
+static void pack_slab(const struct gemm *g, int64_t j, int64_t n, int64_t p, int64_t k, float *slab)
+{
+#pragma omp for schedule(static)
+    for (int64_t i = 0; i < n; i += PANEL_COLS)
+        panel_pack_rhs(g->b + p * g->b_depth + (j + i) * g->b_col, g->b_depth, g->b_col, k,
+                       min_i64(PANEL_COLS, n - i), 1, slab + i * k);
+}
+
+/* The slab's share of the result: all threads of the team. */
+static void multiply_slab(const struct gemm *g, int64_t j, int64_t n, int64_t p, int64_t k,
+                          const struct gemm_grid *grid, const float *slab, float *packed)
+{
+#pragma omp for schedule(static)
+    for (int64_t t = 0; t < grid->n_row_items * grid->n_col_items; t++) {
+        const int64_t i = t / grid->n_col_items * grid->rows, l = t % grid->n_col_items * grid->cols;
+        const int64_t rows = min_i64(grid->rows, g->m - i);
+        const struct panel_lhs lhs = panel_lhs_packed(packed, k);
+
+        panel_pack_lhs(g->a + i * g->a_row + p * g->a_depth, g->a_row, g->a_depth, rows, k, 1, packed);
+        panel_product(rows, min_i64(grid->cols, n - l), k, &lhs, slab + l * k, g->c + i * g->n + j + l, g->n,
+                      g->bias && p == 0 ? g->bias + j + l : NULL, g->add || p > 0);
     }
-    return failed
-               ? err_set(e, "cpu: sgemm of %lld×%lld×%lld failed", (long long)m, (long long)n, (long long)k)
-               : 0;
+}
+
+static void gemm_run(const struct gemm *g, float *scratch, int n_threads)
+{
+    if (g->m == 0 || g->n == 0)
+        return;
+#pragma omp parallel num_threads(n_threads)
+    {
+        float *slab = scratch;
+        float *packed = slab + (size_t)(SLAB_COLS + cpu_thread_idx() * BLOCK_ROWS) * PANEL_DEPTH;
+
+        for (int64_t j = 0; j < g->n; j += SLAB_COLS) {
+            const int64_t n = min_i64(SLAB_COLS, g->n - j);
+            const struct gemm_grid grid = grid_make(g->m, n, n_threads);
+            int64_t p = 0;
+
+            do { /* once at least: a sum over nothing is bias, or 0 */
+                const int64_t k = min_i64(PANEL_DEPTH, g->k - p);
+
+                pack_slab(g, j, n, p, k, slab);
+                multiply_slab(g, j, n, p, k, &grid, slab, packed);
+                p += PANEL_DEPTH;
+            } while (p < g->k);
+        }
+    }
 }
 
 /* out = or += column sums of x (rows, cols): fp32 over SUM_ROWS rows, fp64 over those. */
@@ -71,32 +130,71 @@ static void column_sums(const float *x, int64_t rows, int64_t cols, float *out, 
     }
 }
 
+KERNEL_PREPARE(linear)
+{
+    (void)n;
+    (void)e;
+    p->state = be; /* borrowed: tells how many threads have scratch */
+    p->scratch_bytes = gemm_scratch_bytes(cpu_of(be)->n_threads);
+    return 0;
+}
+
 KERNEL_FORWARD(linear)
 {
     const struct node *n = c->node;
     const int64_t M = shape_rows(n->in[0]->shape), I = shape_channels(n->in[0]->shape);
     const int64_t O = shape_channels(n->shape);
-    const float *bias = n->n_inputs > 2 ? c->in[2] : NULL;
-    float *y = c->out;
+    const struct gemm y = {.m = M,
+                           .n = O,
+                           .k = I,
+                           .a = c->in[0],
+                           .a_row = I,
+                           .a_depth = 1,
+                           .b = c->in[1],
+                           .b_depth = 1,
+                           .b_col = I,
+                           .bias = n->n_inputs > 2 ? c->in[2] : NULL,
+                           .c = c->out};
 
-    if (bias) {
-#pragma omp parallel for schedule(static)
-        for (int64_t i = 0; i < M; i++)
-            memcpy(y + i * O, bias, (size_t)O * sizeof(*y));
-    }
-    return cpu_gemm('N', 'T', M, O, I, c->in[0], I, c->in[1], I, bias ? 1 : 0, y, O, e);
+    (void)e;
+    gemm_run(&y, c->scratch, cpu_of(c->state)->n_threads);
+    return 0;
 }
 
+/* dx = dy·w, dw = dyᵀ·x. */
 KERNEL_BACKWARD(linear)
 {
     const struct node *n = c->node;
     const int64_t M = shape_rows(n->in[0]->shape), I = shape_channels(n->in[0]->shape);
     const int64_t O = shape_channels(n->shape);
+    const struct gemm dx = {.m = M,
+                            .n = I,
+                            .k = O,
+                            .a = c->dout,
+                            .a_row = O,
+                            .a_depth = 1,
+                            .b = c->in[1],
+                            .b_depth = I,
+                            .b_col = 1,
+                            .c = c->din[0],
+                            .add = acc_bit(c, 0)};
+    const struct gemm dw = {.m = O,
+                            .n = I,
+                            .k = M,
+                            .a = c->dout,
+                            .a_row = 1,
+                            .a_depth = O,
+                            .b = c->in[0],
+                            .b_depth = I,
+                            .b_col = 1,
+                            .c = c->din[1],
+                            .add = acc_bit(c, 1)};
 
-    if (c->din[0] && cpu_gemm('N', 'N', M, I, O, c->dout, O, c->in[1], I, acc_bit(c, 0), c->din[0], I, e) < 0)
-        return -1;
-    if (c->din[1] && cpu_gemm('T', 'N', O, I, M, c->dout, O, c->in[0], I, acc_bit(c, 1), c->din[1], I, e) < 0)
-        return -1;
+    (void)e;
+    if (dx.c)
+        gemm_run(&dx, c->scratch, cpu_of(c->state)->n_threads);
+    if (dw.c)
+        gemm_run(&dw, c->scratch, cpu_of(c->state)->n_threads);
     if (n->n_inputs > 2 && c->din[2])
         column_sums(c->dout, M, O, c->din[2], acc_bit(c, 2));
     return 0;

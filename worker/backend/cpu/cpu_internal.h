@@ -3,10 +3,9 @@
  *
  * Determinism: whatever is summed is summed over chunks whose number and bounds depend on shapes only;
  * threads take whole chunks and one thread adds up the partial sums in order. So our own kernels give the
- * same bits for every number of threads. Matrix products keep to the rule by cutting the result into fixed
- * blocks, each computed by one thread (oneDNN starts no team inside a parallel region). The one exception is
- * oneDNN's convolution backward for weights, whose order of summation depends on the number of threads
- * (cpu_conv.c).
+ * same bits for every number of threads. An element of a matrix product depends on its row and its column
+ * only (cpu_panel.h), so products may be cut in any way. The one exception is oneDNN's convolution backward
+ * for weights, whose order of summation depends on the number of threads (cpu_conv.c).
  */
 #ifndef BACKEND_CPU_INTERNAL_H
 #define BACKEND_CPU_INTERNAL_H
@@ -14,7 +13,7 @@
 #ifdef _OPENMP
 #include <omp.h>
 #endif
-#include "common/philox.h"
+#include "worker/backend/cpu/cpu_draws.h"
 #include "worker/backend/cpu/dn.h"
 #include "worker/engine/backend.h"
 
@@ -108,24 +107,6 @@ void cpu_write_or_add(void *dst, const void *src, int64_t n, enum dtype t, bool 
 /* dst = src, or dst += src, from one of the types f32 and bf16 to the other or the same; n elements. */
 void cpu_cast(void *dst, enum dtype to, const void *src, enum dtype from, int64_t n, bool add);
 
-/* c (m,n) = op(a)·op(b) + beta·c, row-major, ta/tb 'N' or 'T', op(a) (m,k), op(b) (k,n); the same bits for
- * every number of threads. Any of m, n, k may be 0. */
-int cpu_gemm(char ta, char tb, int64_t m, int64_t n, int64_t k, const float *a, int64_t lda, const float *b,
-             int64_t ldb, float beta, float *c, int64_t ldc, struct err *e);
-
-/* Multipliers of dropout: keep[j] = 1/(1-p) or 0 for elements first … first+n-1 of one sample; key and the
- * last three counter words are given. Draws are those of philox.h, so a mask depends on what it is drawn for
- * only. */
-struct dropout_site {
-    struct philox_key key;
-    uint32_t threshold;
-    float scale; /* 1/(1-p); 0 when p = 1 */
-    uint32_t step;
-};
-struct dropout_site dropout_site_make(const struct step_ctx *step, uint32_t stream, float p);
-void dropout_keep(const struct dropout_site *s, uint32_t sample, uint32_t sub, int64_t first, int64_t n,
-                  float *keep);
-
 extern const struct flat_ops cpu_flat_ops;
 
 #define KERNEL_PREPARE(name)                                                                                 \
@@ -163,6 +144,7 @@ KERNEL_PREPARE(layernorm);
 KERNEL_FORWARD(layernorm);
 KERNEL_BACKWARD(layernorm);
 /* cpu_gemm.c */
+KERNEL_PREPARE(linear);
 KERNEL_FORWARD(linear);
 KERNEL_BACKWARD(linear);
 /* cpu_attention.c */

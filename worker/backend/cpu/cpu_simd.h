@@ -9,6 +9,9 @@
 
 #include <stdint.h>
 #include <string.h>
+#ifdef __AVX512F__
+#include <immintrin.h> /* where GNU C has no word for one instruction */
+#endif
 
 enum { VLEN = 16 };
 
@@ -73,6 +76,86 @@ static ALWAYS_INLINE float simd_expf(float x)
     p = p * r + 5.0000001201e-1f;
     p = (p * r * r + r + 1.0f) * two_n;
     return x < -87.3f ? 0.0f : p;
+}
+
+/* The same, sixteen at a time. */
+static ALWAYS_INLINE void v16_exp(v16 *x)
+{
+    const v16 shifted = *x * 1.44269504088896341f + 12582912.0f;
+    const v16 n = shifted - 12582912.0f;
+    const v16 r = *x - n * 0.693359375f - n * -2.12194440e-4f;
+    const v16 two_n = (v16)(((v16i)shifted << 23) + 0x3F800000);
+    v16 p = r * 1.9875691500e-4f + 1.3981999507e-3f;
+
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    p = (p * r * r + r + 1.0f) * two_n;
+    *x = (v16)((v16i)p & ~(*x < -87.3f));
+}
+
+/* The larger of each pair; a's lane where either is NaN. */
+static ALWAYS_INLINE void v16_max(v16 *a, const v16 *b)
+{
+#ifdef __AVX512F__
+    *a = (v16)_mm512_max_ps((__m512)*b, (__m512)*a);
+#else
+    const v16i more = *b > *a;
+
+    *a = (v16)(((v16i)*b & more) | ((v16i)*a & ~more));
+#endif
+}
+
+/* Lane l becomes 0 where bit l of bits is 0. */
+static ALWAYS_INLINE void v16_keep(v16 *v, uint32_t bits)
+{
+#ifdef __AVX512F__
+    *v = (v16)_mm512_maskz_mov_ps((__mmask16)bits, (__m512)*v);
+#else
+    const v16i lanes = {1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768};
+
+    *v = (v16)((v16i)*v & ((lanes & (int32_t)bits) != 0));
+#endif
+}
+
+/* The lanes turned by a half, a quarter, … of them: four times this, and each has met all others. */
+static ALWAYS_INLINE void v16_turned(v16 *to, const v16 *v, int by)
+{
+    const v16 x = *v;
+
+    if (by == 8)
+        *to = __builtin_shufflevector(x, x, 8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7);
+    else if (by == 4)
+        *to = __builtin_shufflevector(x, x, 4, 5, 6, 7, 0, 1, 2, 3, 12, 13, 14, 15, 8, 9, 10, 11);
+    else if (by == 2)
+        *to = __builtin_shufflevector(x, x, 2, 3, 0, 1, 6, 7, 4, 5, 10, 11, 8, 9, 14, 15, 12, 13);
+    else
+        *to = __builtin_shufflevector(x, x, 1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 13, 12, 15, 14);
+}
+
+/* Over the lanes, always in the same order. */
+static ALWAYS_INLINE float v16_sum_lanes(const v16 *v)
+{
+    v16 x = *v, other;
+
+#pragma GCC unroll 4
+    for (int by = VLEN / 2; by > 0; by /= 2) {
+        v16_turned(&other, &x, by);
+        x += other;
+    }
+    return x[0];
+}
+static ALWAYS_INLINE float v16_max_lanes(const v16 *v)
+{
+    v16 x = *v, other;
+
+#pragma GCC unroll 4
+    for (int by = VLEN / 2; by > 0; by /= 2) {
+        v16_turned(&other, &x, by);
+        v16_max(&x, &other);
+    }
+    return x[0];
 }
 
 /* erf(x), absolute error below 5e-7: a rational function in x² on [-4, 4], beyond which erf is ±1 in fp32. */
