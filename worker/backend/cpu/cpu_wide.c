@@ -12,7 +12,7 @@
 
 static const struct kernel kernels[OP_COUNT] = {
     [OP_LAYERNORM] = {cpu_layernorm_prepare, NULL, cpu_layernorm_forward, cpu_layernorm_backward},
-    [OP_LINEAR] = {NULL, NULL, cpu_linear_forward, cpu_linear_backward},
+    [OP_LINEAR] = {cpu_linear_prepare, NULL, cpu_linear_forward, cpu_linear_backward},
     [OP_ATTENTION] = {cpu_attention_prepare, NULL, cpu_attention_forward, cpu_attention_backward},
     [OP_SOFTMAX_XENT] = {cpu_softmax_xent_prepare, NULL, cpu_softmax_xent_forward, cpu_softmax_xent_backward},
 };
