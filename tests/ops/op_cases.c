@@ -54,6 +54,7 @@ const struct op_case op_cases[] = {
     CONV("stem, 1 channel", 2, 10, 10, 1, 16, 3, 1, 1, 1),
     CONV("7x7 stride 2, 3 channels", 1, 18, 18, 3, 32, 7, 2, 3, 1),
     CONV("1x1", 2, 5, 5, 24, 40, 1, 1, 0, 1),
+    CONV("1x1, a long sum", 9, 16, 16, 16, 8, 1, 1, 0, 1),
     CONV("1x1 stride 2", 2, 8, 8, 32, 64, 1, 2, 0, 1),
     CONV("1x1 stride 2, odd channels", 2, 7, 7, 5, 7, 1, 2, 0, 1),
     CONV("groups of 4", 2, 6, 6, 32, 32, 3, 1, 1, 8),

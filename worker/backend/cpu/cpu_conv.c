@@ -1,27 +1,102 @@
 /* cpu_conv - operators that look at pixels: convolution, max pooling, mean over pixels, the parameter-free
  * shortcut.
  *
- * Convolution is Winograd's algorithm (cpu_wino.h) where that fits and the backend may, else oneDNN's direct
- * algorithm; both on NHWC activations. oneDNN's (dn.h) is repeatable for one number of threads, but its bits
- * may depend on that number: backward for weights splits its sum among the threads, and oneDNN 3 cuts
- * backward for data differently too (2.6 does not). oneDNN defines gradients only, so where one is to be
- * added to, it is made in scratch and added.
+ * Convolution is Winograd's algorithm (cpu_wino.h) where that fits and the backend may; a matrix product
+ * (cpu_gemm.h) where it is 1×1 with stride 1, in f32; else oneDNN's direct algorithm. All on NHWC
+ * activations. oneDNN's (dn.h) is repeatable for one number of threads, but its bits may depend on that
+ * number: backward for weights splits its sum among the threads, and oneDNN 3 cuts backward for data
+ * differently too (2.6 does not). oneDNN defines gradients only, so where one is to be added to, it is made
+ * in scratch and added.
  *
- * Scratch of conv2d: Winograd's, or [dn's | gradient of x]. Letters: n samples, H×W and Ho×Wo pixels, C
- * channels, k kernel.
+ * Scratch of conv2d: Winograd's, the product's, or [dn's | gradient of x]. Letters: n samples, H×W and Ho×Wo
+ * pixels, C channels, k kernel.
  */
 #include <stdlib.h>
 #include <string.h>
 #include "worker/backend/cpu/cpu_dtype.h"
+#include "worker/backend/cpu/cpu_gemm.h"
 #include "worker/backend/cpu/cpu_wino.h"
 
 /* ------------------------------------------------------------------ convolution */
 
+enum conv_algorithm { CONV_DIRECT, CONV_WINOGRAD, CONV_PRODUCT };
+
 struct conv {
+    enum conv_algorithm algorithm;
     struct conv_shape shape;
-    struct dn_conv *dn; /* NULL: Winograd's algorithm */
+    struct dn_conv *dn; /* CONV_DIRECT */
     int n_threads;
 };
+
+/* From the shape and the type alone: all ranks and runs agree. */
+static enum conv_algorithm choose(const struct cpu_backend *cpu, const struct conv_shape *s, enum dtype t)
+{
+    if (cpu->winograd && wino_fits(s))
+        return CONV_WINOGRAD;
+    if (t == DTYPE_F32 && s->kernel == 1 && s->stride == 1 && s->pad == 0 && s->groups == 1)
+        return CONV_PRODUCT;
+    return CONV_DIRECT;
+}
+
+static int64_t pixels_of(const struct conv_shape *s)
+{
+    return s->n * s->ho * s->wo;
+}
+
+/* y (pixels,Co) = x (pixels,Ci) · wᵀ; dx = dy · w; dw = dyᵀ · x. */
+static struct gemm product_forward(const struct conv_shape *s, const float *x, const float *w, float *y)
+{
+    return (struct gemm){.m = pixels_of(s),
+                         .n = s->co,
+                         .k = s->ci,
+                         .a = x,
+                         .a_row = s->ci,
+                         .a_depth = 1,
+                         .b = w,
+                         .b_depth = 1,
+                         .b_col = s->ci,
+                         .c = y};
+}
+
+static struct gemm product_data(const struct conv_shape *s, const float *dy, const float *w, float *dx,
+                                bool add)
+{
+    return (struct gemm){.m = pixels_of(s),
+                         .n = s->ci,
+                         .k = s->co,
+                         .a = dy,
+                         .a_row = s->co,
+                         .a_depth = 1,
+                         .b = w,
+                         .b_depth = s->ci,
+                         .b_col = 1,
+                         .c = dx,
+                         .add = add};
+}
+
+static struct gemm product_weights(const struct conv_shape *s, const float *x, const float *dy, float *dw,
+                                   bool add)
+{
+    return (struct gemm){.m = s->co,
+                         .n = s->ci,
+                         .k = pixels_of(s),
+                         .a = dy,
+                         .a_row = 1,
+                         .a_depth = s->co,
+                         .b = x,
+                         .b_depth = s->ci,
+                         .b_col = 1,
+                         .c = dw,
+                         .add = add};
+}
+
+static size_t product_scratch_bytes(const struct conv_shape *s, unsigned passes, int n_threads)
+{
+    const size_t run = gemm_scratch_bytes(n_threads);
+    const size_t sum = gemm_sum_scratch_bytes(s->co, s->ci, pixels_of(s), n_threads);
+
+    return passes >> CONV_BACKWARD_WEIGHTS & 1 && sum > run ? sum : run;
+}
 
 static int prepare_direct(struct conv *v, struct dn *dn, const struct node *n, struct op_prep *p,
                           struct err *e)
@@ -46,8 +121,11 @@ KERNEL_PREPARE(conv2d)
     v = xcalloc(1, sizeof(*v));
     v->shape = conv_shape_of(n);
     v->n_threads = cpu->n_threads;
-    if (cpu->winograd && wino_fits(&v->shape)) {
+    v->algorithm = choose(cpu, &v->shape, n->dtype);
+    if (v->algorithm == CONV_WINOGRAD) {
         p->scratch_bytes = wino_scratch_bytes(&v->shape, conv_passes_of(n), v->n_threads);
+    } else if (v->algorithm == CONV_PRODUCT) {
+        p->scratch_bytes = product_scratch_bytes(&v->shape, conv_passes_of(n), v->n_threads);
     } else if (prepare_direct(v, cpu->dn, n, p, e) < 0) {
         free(v);
         return -1;
@@ -68,47 +146,50 @@ void cpu_conv2d_release(void *state)
 KERNEL_FORWARD(conv2d)
 {
     const struct conv *v = c->state;
+    struct gemm g;
 
     if (!v)
         return 0;
-    if (v->dn)
+    switch (v->algorithm) {
+    case CONV_WINOGRAD:
+        wino_forward(&v->shape, c->node->dtype, c->in[0], c->in[1], c->out, c->scratch, v->n_threads);
+        return 0;
+    case CONV_PRODUCT:
+        g = product_forward(&v->shape, c->in[0], c->in[1], c->out);
+        gemm_run(&g, c->scratch, v->n_threads);
+        return 0;
+    default:
         return dn_conv_forward(v->dn, c->in[0], c->in[1], c->out, c->scratch, e);
-    wino_forward(&v->shape, c->node->dtype, c->in[0], c->in[1], c->out, c->scratch, v->n_threads);
-    return 0;
+    }
 }
 
-static int conv_grad_weights(const struct op_call *c, struct err *e)
+static int grad_weights(const struct conv *v, const struct op_call *c, struct err *e)
 {
-    const struct conv *v = c->state;
-    const int64_t count = shape_count(c->node->in[1]->shape);
+    const bool add = acc_bit(c, 1);
     const float *dw;
+    struct gemm g;
 
-    if (!v) {
-        if (!acc_bit(c, 1))
-            memset(c->din[1], 0, (size_t)count * sizeof(float));
+    switch (v->algorithm) {
+    case CONV_WINOGRAD:
+        wino_backward_weights(&v->shape, c->node->dtype, c->in[0], c->dout, c->din[1], add, c->scratch,
+                              v->n_threads);
+        return 0;
+    case CONV_PRODUCT:
+        g = product_weights(&v->shape, c->in[0], c->dout, c->din[1], add);
+        gemm_sum(&g, c->scratch, v->n_threads);
+        return 0;
+    default:
+        if (dn_conv_backward_weights(v->dn, c->in[0], c->dout, c->scratch, &dw, e) < 0)
+            return -1;
+        cpu_copy_or_add(c->din[1], dw, shape_count(c->node->in[1]->shape), add);
         return 0;
     }
-    if (!v->dn) {
-        wino_backward_weights(&v->shape, c->node->dtype, c->in[0], c->dout, c->din[1], acc_bit(c, 1),
-                              c->scratch, v->n_threads);
-        return 0;
-    }
-    if (dn_conv_backward_weights(v->dn, c->in[0], c->dout, c->scratch, &dw, e) < 0)
-        return -1;
-    cpu_copy_or_add(c->din[1], dw, count, acc_bit(c, 1));
-    return 0;
 }
 
-static int conv_grad_data(const struct op_call *c, struct err *e)
+static int direct_grad_data(const struct conv *v, const struct op_call *c, struct err *e)
 {
-    const struct conv *v = c->state;
     void *dx = c->din[0];
 
-    if (!v->dn) {
-        wino_backward_data(&v->shape, c->node->dtype, c->dout, c->in[1], dx, acc_bit(c, 0), c->scratch,
-                           v->n_threads);
-        return 0;
-    }
     if (acc_bit(c, 0))
         dx = (char *)c->scratch + align_up(dn_conv_scratch_bytes(v->dn));
     if (dn_conv_backward_data(v->dn, c->dout, c->in[1], dx, c->scratch, e) < 0)
@@ -118,11 +199,36 @@ static int conv_grad_data(const struct op_call *c, struct err *e)
     return 0;
 }
 
+static int grad_data(const struct conv *v, const struct op_call *c, struct err *e)
+{
+    struct gemm g;
+
+    switch (v->algorithm) {
+    case CONV_WINOGRAD:
+        wino_backward_data(&v->shape, c->node->dtype, c->dout, c->in[1], c->din[0], acc_bit(c, 0), c->scratch,
+                           v->n_threads);
+        return 0;
+    case CONV_PRODUCT:
+        g = product_data(&v->shape, c->dout, c->in[1], c->din[0], acc_bit(c, 0));
+        gemm_run(&g, c->scratch, v->n_threads);
+        return 0;
+    default:
+        return direct_grad_data(v, c, e);
+    }
+}
+
 KERNEL_BACKWARD(conv2d)
 {
-    if (c->din[1] && conv_grad_weights(c, e) < 0)
+    const struct conv *v = c->state;
+
+    if (!v) {
+        if (c->din[1] && !acc_bit(c, 1))
+            memset(c->din[1], 0, (size_t)shape_count(c->node->in[1]->shape) * sizeof(float));
+        return 0;
+    }
+    if (c->din[1] && grad_weights(v, c, e) < 0)
         return -1;
-    return c->din[0] && c->state ? conv_grad_data(c, e) : 0;
+    return c->din[0] ? grad_data(v, c, e) : 0;
 }
 
 /* ------------------------------------------------------------------ max pooling */

@@ -224,16 +224,24 @@ static void pack_row_runs(const float *a, int64_t depth, int64_t k, int mr, floa
     }
 }
 
+/* Where an operand's runs lie across the panels, all panels get RUNS of them at a time: memory is read as it
+ * lies, not once for each panel. */
+enum { RUNS = 8 };
+
 void panel_pack_lhs(const float *a, int64_t row, int64_t depth, int64_t m, int64_t k, float scale, float *dst)
 {
-    for (int64_t i = 0; i < m; i += PANEL_ROWS) {
-        const int mr = (int)min_of(PANEL_ROWS, m - i);
+    const int64_t step = depth == 1 ? k : RUNS;
 
-        if (depth == 1)
-            pack_rows(a + i * row, row, k, mr, scale, dst + i * k);
-        else
-            pack_row_runs(a + i, depth, k, mr, scale, dst + i * k);
-    }
+    for (int64_t p = 0; p < k; p += step)
+        for (int64_t i = 0; i < m; i += PANEL_ROWS) {
+            const int mr = (int)min_of(PANEL_ROWS, m - i);
+
+            if (depth == 1)
+                pack_rows(a + i * row, row, k, mr, scale, dst + i * k);
+            else
+                pack_row_runs(a + i + p * depth, depth, min_of(step, k - p), mr, scale,
+                              dst + i * k + p * PANEL_ROWS);
+        }
 }
 
 /* One vector of columns of a panel `width` wide, from columns that are contiguous in depth. */
@@ -276,14 +284,18 @@ static void pack_col_runs(const float *b, int64_t depth, int64_t k, int nc, floa
 
 void panel_pack_rhs(const float *b, int64_t depth, int64_t col, int64_t k, int64_t n, float scale, float *dst)
 {
-    for (int64_t j = 0; j < n; j += VLEN) {
-        const int64_t first = j / PANEL_COLS * PANEL_COLS; /* of the panel */
-        const int width = n - first > VLEN ? PANEL_COLS : VLEN;
-        const int nc = (int)min_of(VLEN, n - j);
+    const int64_t step = depth == 1 ? k : RUNS;
 
-        if (depth == 1)
-            pack_cols(b + j * col, col, k, nc, scale, dst + first * k + (j - first), width);
-        else
-            pack_col_runs(b + j, depth, k, nc, scale, dst + first * k + (j - first), width);
-    }
+    for (int64_t p = 0; p < k; p += step)
+        for (int64_t j = 0; j < n; j += VLEN) {
+            const int64_t first = j / PANEL_COLS * PANEL_COLS; /* of the panel */
+            const int width = n - first > VLEN ? PANEL_COLS : VLEN;
+            const int nc = (int)min_of(VLEN, n - j);
+            float *to = dst + first * k + (j - first) + p * width;
+
+            if (depth == 1)
+                pack_cols(b + j * col, col, k, nc, scale, to, width);
+            else
+                pack_col_runs(b + j + p * depth, depth, min_of(step, k - p), nc, scale, to, width);
+        }
 }
