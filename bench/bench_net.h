@@ -27,7 +27,8 @@ struct bench_net_cfg bench_net_defaults(void);
 
 /* Rows for a table of bench_args.h; * means the address of a struct bench_net_cfg. */
 #define BENCH_NET_ARGS(c)                                                                                    \
-    {"--arch", ARG_TEXT, &(c)->arch, "resnet8, resnet20, resnet32, resnet18, resnet50, layer"},              \
+    {"--arch", ARG_TEXT, &(c)->arch,                                                                         \
+     "resnet8, resnet20, resnet32, cifar-resnet18, resnet18, resnet50, layer"},                              \
         {"--precision", ARG_TEXT, &(c)->precision, "fp32, bf16"},                                            \
         {"--batch", ARG_INT, &(c)->batch, "rows of the global mini-batch"},                                  \
         {"--size", ARG_INT, &(c)->size, "height and width of the images"},                                   \

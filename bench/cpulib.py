@@ -258,30 +258,30 @@ def steps_for(step_s, seconds):
     return max(2, min(1000, int(seconds / max(step_s, 1e-6))))
 
 
-def scout_setting(python, c, setting, seconds, lock):
-    """(what one setting reaches, its process). Of two measurements the better one: other load only takes away."""
-    with lock.shared():
-        torch = Torch(python, c, setting)
-        a = torch.measure(1, 2)
+def begin(python, c, setting):
+    """(a process for the setting, its first answer): imported, compiled where that is the setting, warm."""
+    torch = Torch(python, c, setting)
+    return torch, torch.measure(1, 2)
+
+
+def scout_setting(torch, a, seconds):
+    """Of two measurements the better one: other load only takes away."""
     for _ in range(2):
-        if "error" in a:
+        if "error" in a or a["step_ms"]["median"] / 1e3 > SLOW_STEP_S:
             break
-        with lock():
-            wait_for_quiet()
-            b = torch.measure(steps_for(a["step_ms"]["median"] / 1e3, seconds), 0)
+        b = torch.measure(steps_for(a["step_ms"]["median"] / 1e3, seconds), 0)
         a = b if "error" in b or b["step_ms"]["median"] < a["step_ms"]["median"] else a
-        if a["step_ms"]["median"] / 1e3 > SLOW_STEP_S:
-            break
-    return a, torch
+    return a
 
 
-def scout(python, c, settings, seconds, lock):
-    """Every setting, each in a process of its own, so that its memory is its own. Returns the rows, and the process of the
-    fastest, which lives on."""
+def scout(python, c, settings, begun, seconds):
+    """Every setting, each in a process of its own, so that its memory is its own; `begun` are those of some already.
+    Returns the rows, and the process of the fastest, which lives on."""
     rows, best, best_ms = [], None, None
     for s in settings:
         row = {"setting": setting_name(s), **s}
-        a, torch = scout_setting(python, c, s, seconds, lock)
+        torch, a = begun.pop(row["setting"], None) or begin(python, c, s)
+        a = scout_setting(torch, a, seconds)
         if "error" in a:
             row["error"] = a["error"]
         else:
@@ -300,18 +300,17 @@ def spread(v):
     return {"median": statistics.median(v), "min": min(v), "max": max(v), "runs": v}
 
 
-def rounds(bin_dir, c, peer, first, peer_ms, n, seconds, lock):
+def rounds(bin_dir, c, peer, first, peer_ms, n, seconds):
     """Ours and the peer's best in turn: A B A B …"""
     slow = peer_ms / 1e3 > SLOW_STEP_S
     ours_steps, peer_steps = steps_for(first["step_ms"]["median"] / 1e3, seconds), steps_for(peer_ms / 1e3, seconds)
     a, b, idle, busy = [], [], [], []
     for _ in range(1 if slow else n):
-        with lock():
-            busy.append(wait_for_quiet())
-            before, start = cpu_seconds(peer.pids), time.monotonic()
-            doc = ours(bin_dir, c, ours_steps, 1 if slow else 3)
-            idle.append((cpu_seconds(peer.pids) - before) / (time.monotonic() - start))
-            answer = peer.measure(peer_steps, 1)
+        busy.append(wait_for_quiet(2))
+        before, start = cpu_seconds(peer.pids), time.monotonic()
+        doc = ours(bin_dir, c, ours_steps, 1 if slow else 3)
+        idle.append((cpu_seconds(peer.pids) - before) / (time.monotonic() - start))
+        answer = peer.measure(peer_steps, 1)
         for d in (doc, answer):
             if "error" in d:
                 return {"error": d["error"]}
@@ -326,33 +325,45 @@ def rounds(bin_dir, c, peer, first, peer_ms, n, seconds, lock):
             "ours_gflop_per_s": statistics.median(d["gflop_per_s"] * d["ranks"] for d in a)}
 
 
-def compare(bin_dir, python, c, settings, args, lock):
-    """A row: ours, each of PyTorch's settings, the ratio against the best of them."""
-    row = {k: v for k, v in c.items()}
-    say(f"{c['case']}:")
-    with lock():
-        wait_for_quiet()
-        first = ours(bin_dir, c, 3, 2)
+def timed_case(bin_dir, python, c, settings, begun, args):
+    """What is to be timed of a case, as members of its row."""
+    wait_for_quiet()
+    first = ours(bin_dir, c, 3, 2)
     if "error" in first:
-        say(f"  refused: {first['error']}")
-        return {**row, "refused": first["error"]}
+        return {"error": first["error"]}
     say(f"  ours: {first['images_per_s']['median']:.1f}")
     if not python:
-        return {**row, "ours": first["images_per_s"], "ours_peak_rss_bytes": sum(first["peak_rss_bytes"]), "peer": "absent"}
-    rows, best = scout(python, c, settings, args.scout_seconds, lock)
-    row["settings"] = rows
+        return {"ours": first["images_per_s"], "ours_peak_rss_bytes": sum(first["peak_rss_bytes"]), "peer": "absent"}
+    rows, best = scout(python, c, settings, begun, args.scout_seconds)
     if not best:
-        return {**row, "ours": first["images_per_s"], "error": "no setting of PyTorch's ran"}
+        return {"settings": rows, "ours": first["images_per_s"], "error": "no setting of PyTorch's ran"}
     r = min((r for r in rows if "error" not in r), key=lambda r: r["step_ms"]["median"])
-    done = rounds(bin_dir, c, best, first, r["step_ms"]["median"], args.rounds, args.seconds, lock)
+    done = rounds(bin_dir, c, best, first, r["step_ms"]["median"], args.rounds, args.seconds)
     best.close()
-    row.update(done, best_setting=r["setting"])
-    if "error" not in done:
-        peak, alone = sum(r["peak_rss_bytes"]), r["import_rss_bytes"] * c["ranks"]
-        row.update(peer_peak_rss_bytes=peak, peer_import_rss_bytes=alone, memory_ratio=done["ours_peak_rss_bytes"] / peak,
-                   memory_ratio_without_import=done["ours_peak_rss_bytes"] / max(1, peak - alone))
-        say(f"  ratio {row['ratio']['median']:.2f} ({row['ratio']['min']:.2f} – {row['ratio']['max']:.2f})")
-    return row
+    if "error" in done:
+        return {"settings": rows, "best_setting": r["setting"], **done}
+    peak, alone = sum(r["peak_rss_bytes"]), r["import_rss_bytes"] * c["ranks"]
+    say(f"  ratio {done['ratio']['median']:.2f} ({done['ratio']['min']:.2f} – {done['ratio']['max']:.2f})")
+    return {"settings": rows, "best_setting": r["setting"], **done, "peer_peak_rss_bytes": peak, "peer_import_rss_bytes": alone,
+            "memory_ratio": done["ours_peak_rss_bytes"] / peak,
+            "memory_ratio_without_import": done["ours_peak_rss_bytes"] / max(1, peak - alone)}
+
+
+def compare(bin_dir, python, c, settings, args, lock):
+    """A row: ours, each of PyTorch's settings, the ratio against the best of them. What is compiled is compiled before
+    anything is timed."""
+    say(f"{c['case']}:")
+    begun = {}
+    with lock.shared():
+        tried = ours(bin_dir, c, 1, 0)
+        if "error" in tried:
+            say(f"  refused: {tried['error']}")
+            return {**c, "refused": tried["error"]}
+        for s in settings if python else ():
+            if s["mode"] != "eager":
+                begun[setting_name(s)] = begin(python, c, s)
+    with lock():
+        return {**c, **timed_case(bin_dir, python, c, settings, begun, args)}
 
 
 # ---- start-up ----
