@@ -24,7 +24,8 @@ static const double CONV_TOLERANCE = 0x1p-8;
 static struct backend *make_backend(int n_threads)
 {
     struct err e = ERR_INIT;
-    struct backend *be = cpu_backend_create(&(struct cpu_config){.n_threads = n_threads, .winograd = true}, &e);
+    struct backend *be =
+        cpu_backend_create(&(struct cpu_config){.n_threads = n_threads, .winograd = true}, &e);
 
     CHECK(be, "%s", e.msg);
     return be;

@@ -1,8 +1,9 @@
 /* cpu - the table of kernels, and memory, which is the host's own.
  *
- * A new operator is a row here and its functions in the file of its family: cpu_conv (pixels; cpu_wino convolves), cpu_norm,
- * cpu_layernorm, cpu_gemm, cpu_attention, cpu_elem, cpu_loss. Kernels that know f32 only get bf16 activations
- * through cpu_wide. cpu_flat has the optimiser's sweeps, and dn is the only file that knows oneDNN.
+ * A new operator is a row here and its functions in the file of its family: cpu_conv (pixels; cpu_wino
+ * convolves), cpu_norm, cpu_layernorm, cpu_gemm, cpu_attention, cpu_elem, cpu_loss. Kernels that know f32
+ * only get bf16 activations through cpu_wide. cpu_flat has the optimiser's sweeps, and dn is the only file
+ * that knows oneDNN.
  */
 #include "worker/backend/cpu/cpu.h"
 #include <stdlib.h>
