@@ -17,8 +17,8 @@ struct arch_width {
 };
 
 static const struct arch_width arch_widths[] = {
-    {"resnet8", 64, 1}, {"resnet20", 64, 1}, {"resnet32", 64, 1}, {"resnet18", 512, 1}, {"resnet50", 512, 4},
-    {"cifar-resnet18", 512, 1},
+    {"resnet8", 64, 1},   {"resnet20", 64, 1},  {"resnet32", 64, 1},
+    {"resnet18", 512, 1}, {"resnet50", 512, 4}, {"cifar-resnet18", 512, 1},
 };
 
 int64_t jobspec_scale_channels(int64_t base, double width)

@@ -37,7 +37,13 @@ static const struct field_choice formats[] = {
 static const struct field_choice tails[] = {{"exp", TAIL_EXP}, {"step", TAIL_STEP}, {0}};
 
 static const struct field_choice archs[] = {
-    {"resnet8", 0}, {"resnet20", 0}, {"resnet32", 0}, {"resnet18", 0}, {"resnet50", 0}, {"cifar-resnet18", 0}, {0},
+    {"resnet8", 0},
+    {"resnet20", 0},
+    {"resnet32", 0},
+    {"resnet18", 0},
+    {"resnet50", 0},
+    {"cifar-resnet18", 0},
+    {0},
 };
 
 static const struct field_choice norms[] = {{"sync_batch", NORM_SYNC_BATCH}, {"batch", NORM_BATCH}, {0}};

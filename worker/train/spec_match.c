@@ -8,20 +8,10 @@
 
 /* A pointer covers everything below it. data.path may move: the checksum of the data is compared instead. */
 static const char *const may_differ[] = {
-    "/version",
-    "/name",
-    "/data/path",
-    "/batchformer/gather",
-    "/train/epochs",
-    "/train/autotune",
-    "/train/winograd",
-    "/train/log_every_steps",
-    "/eval",
-    "/checkpoint",
-    "/init",
-    "/resources",
-    "/scheduling",
-    "/sweep",
+    "/version",      "/name",           "/data/path",      "/batchformer/gather",
+    "/train/epochs", "/train/autotune", "/train/winograd", "/train/log_every_steps",
+    "/eval",         "/checkpoint",     "/init",           "/resources",
+    "/scheduling",   "/sweep",
 };
 
 static int differs(const char *at, const cJSON *saved, const cJSON *now, struct err *e)
