@@ -174,13 +174,6 @@ const char *dn_isa(void)
     }
 }
 
-int dn_sgemm(char ta, char tb, int64_t m, int64_t n, int64_t k, float alpha, const float *a, int64_t lda,
-             const float *b, int64_t ldb, float beta, float *c, int64_t ldc, struct err *e)
-{
-    DN_TRY(e, dnnl_sgemm(ta, tb, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc));
-    return 0;
-}
-
 /* ------------------------------------------------------------------ convolution */
 
 struct pass_state {

@@ -47,9 +47,4 @@ int dn_conv_backward_data(struct dn_conv *c, const void *dy, const float *w, voi
 int dn_conv_backward_weights(struct dn_conv *c, const void *x, const void *dy, void *scratch,
                              const float **dw, struct err *e);
 
-/* c (m,n) = alpha·op(a)·op(b) + beta·c, row-major; m, n, k >= 1. oneDNN takes room for packing from malloc.
- */
-int dn_sgemm(char ta, char tb, int64_t m, int64_t n, int64_t k, float alpha, const float *a, int64_t lda,
-             const float *b, int64_t ldb, float beta, float *c, int64_t ldc, struct err *e);
-
 #endif
