@@ -19,9 +19,11 @@ enum {
     SUM_CHANNELS = 64,         /* products summed in one go */
     PLANES_FLOATS = 64 * 1024, /* aim for the planes of a block: 256 KiB */
     BLOCK_TILES_MAX = 96,
-    CHUNKS_GRAD_MAX = 8,       /* parts of the weights' gradient, at most */
-    GRAD_BYTES_MAX = 24 << 20, /* and bytes of them */
-    GRAD_GROUP = 128,          /* output channels that a thread takes at a time there */
+    WIDE_FLOATS_MIN = 4 << 20,    /* of transformed weights: more do not stay in the cache */
+    WIDE_PLANES_FLOATS = 3 << 20, /* aim for the planes of patches then: 12 MiB */
+    CHUNKS_GRAD_MAX = 8,          /* parts of the weights' gradient, at most */
+    GRAD_BYTES_MAX = 24 << 20,    /* and bytes of them */
+    GRAD_GROUP = 128,             /* output channels that a thread takes at a time there */
 };
 
 /* A tensor (n,h,w,channels), and the tiles that each sample is cut into. */
@@ -189,20 +191,20 @@ static void transform_tiles(const struct images *dy, int64_t k0, int64_t width, 
     FOR_DTYPE(dy->dtype, tiles_body, dy, k0, width, first, end, planes, plane);
 }
 
-static ALWAYS_INLINE void put_body(const struct images *y, int64_t first, int64_t end, const float *planes,
-                                   int64_t plane, bool add, enum dtype t)
+static ALWAYS_INLINE void put_body(const struct images *y, int64_t k0, int64_t width, int64_t first,
+                                   int64_t end, const float *planes, int64_t plane, bool add, enum dtype t)
 {
     const int64_t K = y->channels;
 
     for (int64_t i = first; i < end; i++) {
         const struct place p = place_of(y, i);
         const int rows = (int)min_i64(TILE, y->h - p.y), columns = (int)min_i64(TILE, y->w - p.x);
-        const int64_t out = p.sample * sample_floats(y) + (p.y * y->w + p.x) * K;
+        const int64_t out = p.sample * sample_floats(y) + (p.y * y->w + p.x) * K + k0;
 
-        for (int64_t k = 0; k < K; k += VLEN) {
+        for (int64_t k = 0; k < width; k += VLEN) {
             v16 v[TILE * TILE], old;
 
-            tile_2d(planes + (i - first) * K + k, plane, v);
+            tile_2d(planes + (i - first) * width + k, plane, v);
             for (int a = 0; a < rows; a++)
                 for (int b = 0; b < columns; b++) {
                     const int64_t at = out + (a * y->w + b) * K + k;
@@ -217,11 +219,12 @@ static ALWAYS_INLINE void put_body(const struct images *y, int64_t first, int64_
     }
 }
 
-/* y's tiles [first, end) from the planes of results, as far as they lie within the image. */
-static void put_tiles(const struct images *y, int64_t first, int64_t end, const float *planes, int64_t plane,
-                      bool add)
+/* Channels [k0, k0+width) of y's tiles [first, end), as far as they lie within the image, from the planes of
+ * results (tiles,width). */
+static void put_tiles(const struct images *y, int64_t k0, int64_t width, int64_t first, int64_t end,
+                      const float *planes, int64_t plane, bool add)
 {
-    FOR_DTYPE(y->dtype, put_body, y, first, end, planes, plane, add);
+    FOR_DTYPE(y->dtype, put_body, y, k0, width, first, end, planes, plane, add);
 }
 
 /* Memory that a block will read or write soon. Transforms come in bursts that the caches cannot keep up with;
@@ -262,26 +265,39 @@ struct filters {
     bool turned;
 };
 
-/* 36 matrices (C,K), each in panels of 32 columns (the last may be 16), as products read them. */
+enum { PANEL = 2 * VLEN }; /* output channels; the last panel may have VLEN */
+
+static int64_t panel_width(const struct filters *f, int64_t k)
+{
+    return min_i64(PANEL, f->K - k);
+}
+
+/* 36 matrices (C, width of the panel that begins at output channel k0), `plane` floats apart. */
+static void transform_panel(const struct filters *f, int64_t k0, float *out, int64_t plane)
+{
+    const int64_t width = panel_width(f, k0);
+
+    for (int64_t k = 0; k < width; k += VLEN)
+        for (int64_t c = 0; c < f->C; c++) {
+            const float *w = f->w + (k0 + k) * f->of_k + c * f->of_c;
+            float lanes[TAPS][VLEN];
+            v16 g[TAPS];
+
+            for (int l = 0; l < VLEN; l++)
+                for (int r = 0; r < TAPS; r++)
+                    lanes[r][l] = w[l * f->of_k + (f->turned ? TAPS - 1 - r : r)];
+            for (int r = 0; r < TAPS; r++)
+                v16_load(&g[r], lanes[r], VLEN);
+            filter_2d(g, out + c * width + k, plane);
+        }
+}
+
+/* 36 matrices (C,K), each in panels, as products read them. */
 static void transform_filters(const struct filters *f, float *out)
 {
-    const int64_t C = f->C, K = f->K;
-
 #pragma omp for schedule(static)
-    for (int64_t i = 0; i < K / VLEN * C; i++) {
-        const int64_t c = i % C, k = i / C * VLEN;
-        const int64_t panel = k / (2 * VLEN) * (2 * VLEN), width = min_i64(2 * VLEN, K - panel);
-        const float *w = f->w + k * f->of_k + c * f->of_c;
-        float lanes[TAPS][VLEN];
-        v16 g[TAPS];
-
-        for (int l = 0; l < VLEN; l++)
-            for (int r = 0; r < TAPS; r++)
-                lanes[r][l] = w[l * f->of_k + (f->turned ? TAPS - 1 - r : r)];
-        for (int r = 0; r < TAPS; r++)
-            v16_load(&g[r], lanes[r], VLEN);
-        filter_2d(g, out + panel * C + c * width + (k - panel), C * K);
-    }
+    for (int64_t k = 0; k < f->K; k += PANEL)
+        transform_panel(f, k, out + k * f->C, f->C * f->K);
 }
 
 /* One plane: m (rows,K) = v (rows,C) · u (C,K in panels), summed over SUM_CHANNELS at a time. Rows beyond the
@@ -310,9 +326,67 @@ static int64_t share_tiles(int64_t C, int64_t K, int64_t n_tiles, int n_threads)
     return min_i64(block_tiles(C, K), share);
 }
 
+/* Where the transformed weights of all channels would not stay in the cache (is_wide()), loops are turned
+ * round: the patches of many tiles are transformed together, and each thread takes panels of output channels,
+ * transforms their filters, multiplies, and puts their tiles. The sums are the same. scratch: [planes of
+ * patches | filters and planes of results of each thread]. */
+static bool is_wide(int64_t C, int64_t K)
+{
+    return POINTS * C * K > WIDE_FLOATS_MIN;
+}
+
+static int64_t wide_tiles(int64_t C, int64_t n_tiles)
+{
+    const int64_t all = ceil_div(n_tiles, GROUP_ROWS) * GROUP_ROWS;
+
+    return min_i64(all, max_i64(WIDE_PLANES_FLOATS / (POINTS * C) / GROUP_ROWS, 1) * GROUP_ROWS);
+}
+
+static int64_t wide_thread_floats(int64_t C, int64_t T)
+{
+    return POINTS * (C * PANEL + plane_floats(T, PANEL));
+}
+
+/* Tiles [first, end), whose patches lie in the planes v: one panel of output channels. */
+static void convolve_panel(const struct filters *f, int64_t k, const float *v, int64_t plane_v, int64_t first,
+                           int64_t end, const struct images *y, bool add, float *mine)
+{
+    const int64_t width = panel_width(f, k), plane_m = plane_floats(end - first + GROUP_ROWS, width);
+    float *u = mine, *m = u + POINTS * f->C * PANEL;
+
+    transform_panel(f, k, u, f->C * width);
+    for (int p = 0; p < POINTS; p++)
+        multiply_plane(v + p * plane_v, u + p * f->C * width, f->C, width, end - first, m + p * plane_m);
+    put_tiles(y, k, width, first, end, m, plane_m, add);
+}
+
+static void convolve_wide(const struct filters *f, int64_t n, const struct images *x, const struct images *y,
+                          bool add, float *scratch, int n_threads)
+{
+    const int64_t C = f->C, n_tiles = n * sample_tiles(y), T = wide_tiles(C, n_tiles);
+    const int64_t plane = plane_floats(T, C), of_thread = wide_thread_floats(C, T + GROUP_ROWS);
+    float *v = scratch;
+
+#pragma omp parallel num_threads(n_threads)
+    {
+        float *mine = v + POINTS * plane + cpu_thread_idx() * of_thread;
+
+        for (int64_t first = 0; first < n_tiles; first += T) {
+            const int64_t end = min_i64(first + T, n_tiles);
+
+#pragma omp for schedule(static)
+            for (int64_t i = first; i < end; i += GROUP_ROWS)
+                transform_patches(x, i, min_i64(i + GROUP_ROWS, end), v + (i - first) * C, plane);
+#pragma omp for schedule(static)
+            for (int64_t k = 0; k < f->K; k += PANEL)
+                convolve_panel(f, k, v, plane, first, end, y, add, mine);
+        }
+    }
+}
+
 /* y = or += the convolution of n samples x; scratch: [weights | planes of each thread]. */
-static void convolve(const struct filters *f, int64_t n, const struct images *x, const struct images *y,
-                     bool add, float *scratch, int n_threads)
+static void convolve_narrow(const struct filters *f, int64_t n, const struct images *x,
+                            const struct images *y, bool add, float *scratch, int n_threads)
 {
     const int64_t C = f->C, K = f->K, n_tiles = n * sample_tiles(y);
     const int64_t T = share_tiles(C, K, n_tiles, n_threads);
@@ -336,9 +410,28 @@ static void convolve(const struct filters *f, int64_t n, const struct images *x,
                 fetch(&out, p, true);
                 multiply_plane(v + p * plane_v, u + p * C * K, C, K, end - first, m + p * plane_m);
             }
-            put_tiles(y, first, end, m, plane_m, add);
+            put_tiles(y, 0, K, first, end, m, plane_m, add);
         }
     }
+}
+
+static void convolve(const struct filters *f, int64_t n, const struct images *x, const struct images *y,
+                     bool add, float *scratch, int n_threads)
+{
+    if (is_wide(f->C, f->K))
+        convolve_wide(f, n, x, y, add, scratch, n_threads);
+    else
+        convolve_narrow(f, n, x, y, add, scratch, n_threads);
+}
+
+static int64_t convolve_floats(const struct conv_shape *s, int64_t C, int64_t K, int n_threads)
+{
+    const struct images y = output_of(s, NULL, DTYPE_F32); /* as many tiles as x has */
+    const int64_t wide = wide_tiles(C, s->n * sample_tiles(&y)), narrow = block_tiles(C, K);
+
+    if (is_wide(C, K))
+        return POINTS * plane_floats(wide, C) + n_threads * wide_thread_floats(C, wide + GROUP_ROWS);
+    return POINTS * C * K + n_threads * POINTS * (plane_floats(narrow, C) + plane_floats(narrow, K));
 }
 
 void wino_forward(const struct conv_shape *s, enum dtype t, const void *x, const float *w, void *y,
@@ -476,12 +569,12 @@ void wino_backward_weights(const struct conv_shape *s, enum dtype t, const void 
 size_t wino_scratch_bytes(const struct conv_shape *s, unsigned passes, int n_threads)
 {
     const struct grad_cut cut = grad_cut_of(s);
-    const int64_t u = POINTS * s->ci * s->co, T = block_tiles(s->ci, s->co);
-    const int64_t convolve_floats =
-        u + n_threads * POINTS * (plane_floats(T, s->ci) + plane_floats(T, s->co));
-    const int64_t grad_floats = cut.samples.n * u + n_threads * grad_thread_floats(s, cut.T);
+    const int64_t grad = cut.samples.n * POINTS * s->ci * s->co + n_threads * grad_thread_floats(s, cut.T);
+    int64_t most = convolve_floats(s, s->ci, s->co, n_threads);
 
-    return (size_t)(passes >> CONV_BACKWARD_WEIGHTS & 1 ? max_i64(convolve_floats, grad_floats)
-                                                        : convolve_floats) *
-           sizeof(float);
+    if (passes >> CONV_BACKWARD_DATA & 1)
+        most = max_i64(most, convolve_floats(s, s->co, s->ci, n_threads));
+    if (passes >> CONV_BACKWARD_WEIGHTS & 1)
+        most = max_i64(most, grad);
+    return (size_t)most * sizeof(float);
 }
