@@ -293,10 +293,12 @@ static int linear(struct builder *s, int x, double width, int w)
     return add_op(s, op);
 }
 
-/* Rows of the input projection's matrix and bias, copied out of the parameter. */
+/* Rows of the input projection's matrix and bias: used where they lie in the parameter, or, in micro-shards,
+ * copied out of it. */
 static int slice(struct builder *s, double rows, double c)
 {
-    double bytes = rows * (c + 1) * f32;
+    const bool copied = s->cfg->spec->train.determinism == DETERMINISM_BITWISE;
+    double bytes = copied ? rows * (c + 1) * f32 : 0;
 
     return add_op(s, (struct paper_op){.rows = rows,
                                        .pixels = 1,
@@ -329,9 +331,9 @@ static double tile_rows(double n, double columns, double floats, double most)
     return fmin(n, fmin(most, fmax(16, floor(floats / columns / 16) * 16)));
 }
 
-/* Scratch of the attention. CPU: tiles of one head in 512 KiB, one forward, two backward, and a row of
- * factors, each thread. GPU: 64 MiB of all heads' scores and as much of their gradients, in f32 and, where
- * that is another type, once more in the activations' own. */
+/* Scratch of the attention. CPU: two tiles of 128 queries × 256 keys for each thread. GPU: 64 MiB of all
+ * heads' scores and as much of their gradients, in f32 and, where that is another type, once more in the
+ * activations' own. */
 static double tile_bytes(const struct builder *s, double n, double keys)
 {
     const struct jobspec *spec = s->cfg->spec;
@@ -339,8 +341,7 @@ static double tile_bytes(const struct builder *s, double n, double keys)
 
     if (s->cfg->gpu)
         return 2 * h * keys * tile_rows(n, h * keys, 16 << 20, 1024) * (f32 + (s->b != f32 ? s->b : 0));
-    double forward = tile_rows(n, keys, 1 << 17, 256), backward = 2 * tile_rows(n, 2 * keys, 1 << 17, 256);
-    return threads * (fmax(forward, backward) + 1) * keys * f32;
+    return threads * 2 * fmin(n, 128) * fmin(keys, 256) * f32;
 }
 
 /* h heads: 4nNC multiplications and additions forward; backward makes the scores again and four products

@@ -125,7 +125,8 @@ static void test_same_bits_when_repeated(void **state)
 /* The two algorithms compute the same convolution. Many channels and many samples, where sums are long. */
 static void test_winograd_rounds_little(void **state)
 {
-    static const int64_t shapes[][4] = {{40, 16, 16, 16}, {4, 9, 32, 48}, {2, 14, 256, 128}, {1, 6, 512, 272}};
+    static const int64_t shapes[][4] = {
+        {40, 16, 16, 16}, {4, 9, 32, 48}, {2, 14, 256, 128}, {1, 6, 512, 272}};
     struct err e = ERR_INIT;
 
     (void)state;
