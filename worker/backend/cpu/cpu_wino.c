@@ -367,6 +367,7 @@ static void convolve_wide(const struct filters *f, int64_t n, const struct image
     const int64_t plane = plane_floats(T, C), of_thread = wide_thread_floats(C, T + GROUP_ROWS);
     float *v = scratch;
 
+    (void)n_threads; /* builds without OpenMP */
 #pragma omp parallel num_threads(n_threads)
     {
         float *mine = v + POINTS * plane + cpu_thread_idx() * of_thread;
@@ -553,6 +554,7 @@ void wino_backward_weights(const struct conv_shape *s, enum dtype t, const void 
     const int64_t of_part = POINTS * s->ci * s->co, of_thread = grad_thread_floats(s, cut.T);
     float *planes = scratch + cut.samples.n * of_part;
 
+    (void)n_threads; /* builds without OpenMP */
 #pragma omp parallel num_threads(n_threads)
     {
 #pragma omp for schedule(static)
