@@ -206,7 +206,9 @@ static void sum_in_team(const struct gemm *g, struct worker *w)
     float *all = w->slabs[0],
           *operands = all + align_up((size_t)(parts.n * count) * sizeof(float)) / sizeof(float);
 
+#ifdef _OPENMP
 #pragma omp barrier /* slabs may still be in use */
+#endif
 #pragma omp for schedule(static)
     for (int q = 0; q < parts.n; q++)
         sum_part(g, chunk_first(&parts, q), chunk_end(&parts, q), all + q * count,
