@@ -273,7 +273,7 @@ const struct field jobspec_fields[] = {
     {"/resources/gpus_per_rank", FIELD_INT, AT(resources.gpus_per_rank), 0, "0", 0, 1,
      .help = "GPUs of each process."},
     {"/resources/threads_per_rank", FIELD_INT, AT(resources.threads_per_rank), FIELD_NULLABLE, "null", 1, 1024,
-     .help = "Threads of each process; null is cores of the host divided by processes on it."},
+     .help = "Threads of each process; null is the cores that it may use divided by the processes that share them."},
     {"/resources/nodes", FIELD_INT, AT(resources.nodes), FIELD_NULLABLE, "null", 1, MAX_RANKS,
      .help = "Hosts that the processes are spread over evenly; null is as few as possible."},
 
