@@ -11,8 +11,8 @@
 #include <math.h>
 #include <stdlib.h>
 
-/* The trainer's gradient buckets. */
-enum { BUCKET_BYTES = 8 << 20 };
+/* The trainer's gradient buckets, of CPUs and of GPUs. */
+static const double bucket_bytes[] = {2 << 20, 8 << 20};
 
 static const double f32 = 4;
 
@@ -130,7 +130,7 @@ static void add_gradients(struct estimate *est, const struct paper_net *net)
         const struct paper_op *op = &net->ops[i];
         now += op_s(est, op, PAPER_BACKWARD) + comm_s(est, op, PAPER_BACKWARD);
         pending += op->parameters * f32;
-        if (pending == 0 || (pending < BUCKET_BYTES && i > 0))
+        if (pending == 0 || (pending < bucket_bytes[est->machine->gpu] && i > 0))
             continue;
         double s = all_reduce_s(est->machine, est->ranks, pending);
         free_at = fmax(free_at, now) + s;

@@ -98,6 +98,8 @@ int launcher_find(struct launcher *l, struct err *e)
 
 void launcher_prepare_mpi(const struct launcher *l)
 {
+    if (l->kind == LAUNCHER_MPI)
+        setenv("OMPI_MCA_coll_libnbc_iallreduce_algorithm", "3", 0);
     if (l->one_host && !getenv("OMPI_MCA_pml") && !getenv("OMPI_MCA_mtl"))
         setenv("OMPI_MCA_pml", "ob1", 1);
 }

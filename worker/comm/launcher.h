@@ -24,10 +24,16 @@ struct launcher {
  * come first. An error has kind ERR_USAGE and names the variable and its value. */
 int launcher_find(struct launcher *l, struct err *e);
 
-/* For MPI_Init() to come: where all ranks are on this host and nobody chose otherwise (OMPI_MCA_pml or
- * OMPI_MCA_mtl, which mpirun --mca sets too), Open MPI takes its own transport, ob1 over shared memory. Left
- * to itself it first asks every network library that it was built with, a fifth of a second each time, and
- * comes to the same. Sets a variable of the environment. */
+/* For MPI_Init() to come, by variables of the environment that nobody has set (mpirun --mca sets them, too).
+ * Other MPIs than Open MPI do not know them.
+ *
+ * Transport: where all ranks are on this host and nobody chose otherwise (OMPI_MCA_pml or OMPI_MCA_mtl), Open
+ * MPI takes its own, ob1 over shared memory. Left to itself it first asks every network library that it was
+ * built with, a fifth of a second each time, and comes to the same.
+ *
+ * Sums (OMPI_MCA_coll_libnbc_iallreduce_algorithm): by halves and back, Rabenseifner's, each rank 2·(R-1)/R
+ * of the bytes. For sums in place Open MPI would take a binomial tree, all bytes 2·log2 R times and through
+ * rank 0. */
 void launcher_prepare_mpi(const struct launcher *l);
 
 /* MPI's number of ranks against the launcher's: where they differ, MPI does not understand the launcher, and

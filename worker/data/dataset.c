@@ -63,6 +63,24 @@ size_t dataset_image_bytes(const struct dataset *d)
     return (size_t)d->h * (size_t)d->w * (size_t)d->c;
 }
 
+/* Sums of every stride-th of n values. Blocks keep within 32 bits, which vectors add faster than 64. */
+static inline void add_up(const uint8_t *p, size_t n, int stride, uint64_t *sum, uint64_t *sum_sq)
+{
+    enum { BLOCK = 1 << 16 }; /* 2^16 · 255^2 < 2^32 */
+
+    for (size_t at = 0; at < n; at += BLOCK) {
+        size_t end = n - at < BLOCK ? n : at + BLOCK;
+        uint32_t s = 0, sq = 0;
+        for (size_t i = at; i < end; i++) {
+            uint32_t v = p[i * (size_t)stride];
+            s += v;
+            sq += v * v;
+        }
+        *sum += s;
+        *sum_sq += sq;
+    }
+}
+
 void dataset_measure(struct dataset *d)
 {
     size_t n_pixels = (size_t)d->n * (size_t)d->h * (size_t)d->w;
@@ -70,12 +88,10 @@ void dataset_measure(struct dataset *d)
     for (int ch = 0; ch < d->c; ch++) {
         /* A 64-bit sum of squares holds 2^48 pixels of 255^2. */
         uint64_t sum = 0, sum_sq = 0;
-        const uint8_t *p = d->images + ch;
-        for (size_t i = 0; i < n_pixels; i++, p += d->c) {
-            uint32_t v = *p;
-            sum += v;
-            sum_sq += v * v;
-        }
+        if (d->c == 1) /* a constant stride, so that the loop vectorises */
+            add_up(d->images, n_pixels, 1, &sum, &sum_sq);
+        else
+            add_up(d->images + ch, n_pixels, d->c, &sum, &sum_sq);
         /* n^2 * variance as a whole number: exactly 0 for a constant channel, and no cancellation. */
         unsigned __int128 spread = (unsigned __int128)n_pixels * sum_sq - (unsigned __int128)sum * sum;
         d->mean[ch] = (float)((double)sum / (double)n_pixels / 255);

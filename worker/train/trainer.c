@@ -12,7 +12,9 @@
 #include "worker/train/trainer_impl.h"
 #include "worker/train/weights.h"
 
-enum { GRADIENT_BUCKET_BYTES = 8 << 20 };
+/* Of gradients that are summed together. The host sums them itself, so a bucket and its copies should stay in
+ * its cache; a GPU's links want large ones. */
+enum { HOST_BUCKET_BYTES = 2 << 20, DEVICE_BUCKET_BYTES = 8 << 20 };
 
 int trainer_together(struct trainer *t, int rc, const struct err *e)
 {
@@ -73,7 +75,8 @@ static int build_programs(struct trainer *t, struct err *e)
     struct program_cfg cfg = {.backend = t->cfg.backend,
                               .comm = t->cfg.device_comm,
                               .loss = t->built.loss,
-                              .bucket_bytes = GRADIENT_BUCKET_BYTES};
+                              .bucket_bytes = t->cfg.device_comm == t->cfg.comm ? HOST_BUCKET_BYTES
+                                                                                : DEVICE_BUCKET_BYTES};
 
     int64_t from = clock_mono_ns();
     int rc = (t->program = program_compile(t->graph, &cfg, e)) ? t->task->ops->prepare_eval(t->task, e) : -1;

@@ -23,6 +23,7 @@ static int find(struct launcher *l, struct err *e, const char *const *vars)
         "OMPI_COMM_WORLD_LOCAL_SIZE",
         "OMPI_MCA_pml",
         "OMPI_MCA_mtl",
+        "OMPI_MCA_coll_libnbc_iallreduce_algorithm",
     };
 
     for (size_t i = 0; i < sizeof known / sizeof *known; i++)
@@ -114,6 +115,31 @@ static void test_transport_of_one_host(void **state)
     CHECK_PML(NULL, NULL);
 }
 
+static void check_sums(const char *algorithm, const char *const *vars)
+{
+    static const char name[] = "OMPI_MCA_coll_libnbc_iallreduce_algorithm";
+    struct launcher l;
+    struct err e = ERR_INIT;
+
+    assert_int_equal(find(&l, &e, vars), 0);
+    launcher_prepare_mpi(&l);
+    const char *found = getenv(name);
+    assert_true((found == NULL) == (algorithm == NULL));
+    if (algorithm)
+        assert_string_equal(found, algorithm);
+}
+
+#define CHECK_SUMS(algorithm, ...) check_sums(algorithm, (const char *const[]){__VA_ARGS__, NULL})
+
+static void test_sums(void **state)
+{
+    (void)state;
+    CHECK_SUMS("3", "OMPI_COMM_WORLD_SIZE=4", "OMPI_COMM_WORLD_LOCAL_SIZE=2", "OMPI_COMM_WORLD_RANK=0");
+    CHECK_SUMS("3", "PMIX_RANK=1");
+    CHECK_SUMS("1", "PMIX_RANK=1", "OMPI_MCA_coll_libnbc_iallreduce_algorithm=1");
+    CHECK_SUMS(NULL, NULL);
+}
+
 static void test_slurm(void **state)
 {
     struct launcher l;
@@ -181,6 +207,7 @@ int main(void)
         cmocka_unit_test(test_nobody),
         cmocka_unit_test(test_mpi),
         cmocka_unit_test(test_transport_of_one_host),
+        cmocka_unit_test(test_sums),
         cmocka_unit_test(test_slurm),
         cmocka_unit_test(test_refused),
         cmocka_unit_test(test_size),

@@ -90,6 +90,26 @@ static void test_measure(void **state)
     dataset_pair_free(&p);
 }
 
+/* Many of the largest value: no sum of a block or of all overflows, with one channel and with more. */
+static void test_measure_of_many_bright_pixels(void **state)
+{
+    (void)state;
+    for (int c = 1; c <= 2; c++) {
+        struct err e = ERR_INIT;
+        struct dataset *d = dataset_create(70001, 3, 1, c, 2, NULL, &e);
+        assert_non_null(d);
+        memset(d->images, 255, (size_t)d->n * 3 * (size_t)c);
+        dataset_measure(d);
+        assert_true(d->mean[c - 1] == 1 && d->std[c - 1] == 0);
+        memset(d->images, 0, (size_t)c); /* the first pixel */
+        dataset_measure(d);
+        const double n = 70001.0 * 3;
+        assert_true(d->mean[c - 1] == (float)((n - 1) / n));
+        assert_true(fabs(d->std[c - 1] - sqrt(n - 1) / n) < 1e-9);
+        dataset_destroy(d);
+    }
+}
+
 /* The nearest class mean of the training images must name most test images, and noise must not be nil. */
 static void test_learnable(void **state)
 {
@@ -180,8 +200,10 @@ static void test_bad(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_golden),    cmocka_unit_test(test_hash),   cmocka_unit_test(test_measure),
-        cmocka_unit_test(test_learnable), cmocka_unit_test(test_splits), cmocka_unit_test(test_bad),
+        cmocka_unit_test(test_golden),    cmocka_unit_test(test_hash),
+        cmocka_unit_test(test_measure),   cmocka_unit_test(test_measure_of_many_bright_pixels),
+        cmocka_unit_test(test_learnable), cmocka_unit_test(test_splits),
+        cmocka_unit_test(test_bad),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
