@@ -234,13 +234,14 @@ class Torch:
         try:
             print(json.dumps(q), file=self.p.stdin, flush=True)
         except BrokenPipeError:
-            return {"error": "the peer ended"}
+            pass  # reading says how it ended
         a = self.read()
         self.pids = a.get("pids", self.pids)
         return a
 
     def close(self):
-        self.p.stdin.close()
+        with contextlib.suppress(BrokenPipeError):  # it ended, and what it was told last is still here
+            self.p.stdin.close()
         try:
             self.p.wait(10)
         except subprocess.TimeoutExpired:
