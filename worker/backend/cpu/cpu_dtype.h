@@ -17,7 +17,6 @@
 #include "worker/backend/cpu/cpu_internal.h"
 #include "worker/backend/cpu/cpu_simd.h"
 
-typedef uint32_t v16u __attribute__((vector_size(64)));
 typedef uint16_t v16h __attribute__((vector_size(32)));
 typedef uint16_t v16h_unaligned __attribute__((vector_size(32), aligned(2), may_alias));
 

@@ -18,6 +18,7 @@ enum { VLEN = 16 };
 typedef float v16 __attribute__((vector_size(64)));
 typedef float v16_unaligned __attribute__((vector_size(64), aligned(4), may_alias));
 typedef int32_t v16i __attribute__((vector_size(64)));
+typedef uint32_t v16u __attribute__((vector_size(64)));
 
 #define ALWAYS_INLINE inline __attribute__((always_inline))
 
@@ -84,7 +85,7 @@ static ALWAYS_INLINE void v16_exp(v16 *x)
     const v16 shifted = *x * 1.44269504088896341f + 12582912.0f;
     const v16 n = shifted - 12582912.0f;
     const v16 r = *x - n * 0.693359375f - n * -2.12194440e-4f;
-    const v16 two_n = (v16)(((v16i)shifted << 23) + 0x3F800000);
+    const v16 two_n = (v16)(((v16u)shifted << 23) + 0x3F800000u); /* NaN may wrap */
     v16 p = r * 1.9875691500e-4f + 1.3981999507e-3f;
 
     p = p * r + 8.3334519073e-3f;
