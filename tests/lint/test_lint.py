@@ -122,7 +122,7 @@ def test_file_header(name):
 @pytest.mark.parametrize("name", PRODUCT)
 def test_no_unfinished_work_and_no_exit(name):
     text = (ROOT / name).read_text()
-    assert not re.search(r"\b(TODO|FIXME|XXX)\b", text)
+    assert not re.search(r"\b(TO[D]O|FIX[M]E|X[X]X)\b", text)  # so written, this line is no mark itself
     if name.endswith((".c", ".cu")) and Path(name).name != "main.c" and name not in MAY_EXIT:
         assert not re.search(r"(?<![\w.>])_?exit\(", text), "only main exits"
 

@@ -11,6 +11,7 @@
 #include <cmocka.h>
 
 #include "common/philox.h"
+#include "worker/backend/cpu/cpu.h"
 
 void op_check_failed(const char *file, int line, const char *fmt, ...)
 {
@@ -253,4 +254,24 @@ void op_run_fill_dout(struct op_run *r, uint64_t seed)
 unsigned op_run_grad_mask(const struct op_run *r)
 {
     return op_table[r->spec->op].grad_inputs & ((1u << r->node.n_inputs) - 1);
+}
+
+void op_run_whole(struct op_run *r, struct backend *be, const struct op_case *spec)
+{
+    op_run_init(r, be, spec, 1);
+    op_run_fill_dout(r, 2);
+    op_run_want(r, op_run_grad_mask(r));
+    op_run_forward(r);
+    op_run_backward(r);
+}
+
+struct backend *op_run_backend(int n_threads)
+{
+    struct err e = ERR_INIT;
+    struct backend *be =
+        cpu_backend_create(&(struct cpu_config){.n_threads = n_threads, .winograd = true}, &e);
+
+    if (!be)
+        op_check_failed(__FILE__, __LINE__, "%s", e.msg);
+    return be;
 }

@@ -70,6 +70,12 @@ int64_t op_run_count(const struct op_run *r, int i);
 double op_value(const void *p, enum dtype t, int64_t k);
 void op_set_value(void *p, enum dtype t, int64_t k, double v);
 
+/* The three together: seed 1, dout from seed 2, gradients of all inputs that can have one. */
+void op_run_whole(struct op_run *r, struct backend *be, const struct op_case *spec);
+
+/* The CPU's, Winograd's convolutions allowed. A failure fails the test. */
+struct backend *op_run_backend(int n_threads);
+
 /* Inputs that a gradient can flow to. */
 unsigned op_run_grad_mask(const struct op_run *r);
 

@@ -21,16 +21,6 @@ enum { SKIPPED = 77 };
 
 static const double CONV_TOLERANCE = 0x1p-8;
 
-static struct backend *make_backend(int n_threads)
-{
-    struct err e = ERR_INIT;
-    struct backend *be =
-        cpu_backend_create(&(struct cpu_config){.n_threads = n_threads, .winograd = true}, &e);
-
-    CHECK(be, "%s", e.msg);
-    return be;
-}
-
 static int most_threads(int n)
 {
 #ifdef BF_OPENMP
@@ -95,7 +85,7 @@ static double tolerance_of(enum op op)
 
 static void test_rounded_once(void **state)
 {
-    struct backend *be[2] = {make_backend(1), make_backend(1)};
+    struct backend *be[2] = {op_run_backend(1), op_run_backend(1)};
 
     (void)state;
     for (size_t i = 0; i < n_op_cases; i++) {
@@ -110,7 +100,7 @@ static void test_rounded_once(void **state)
 /* The rounding of a result is its last operation, whatever the number of threads that share the work. */
 static void test_any_threads(void **state)
 {
-    struct backend *be[2] = {make_backend(1), make_backend(most_threads(5))};
+    struct backend *be[2] = {op_run_backend(1), op_run_backend(most_threads(5))};
 
     (void)state;
     for (size_t i = 0; i < n_op_cases; i++)
@@ -123,7 +113,7 @@ static void test_any_threads(void **state)
 /* A rank without rows: every operator over rows runs, and what it sums up is zero. */
 static void test_no_rows(void **state)
 {
-    struct backend *be[2] = {make_backend(1), make_backend(most_threads(2))};
+    struct backend *be[2] = {op_run_backend(1), op_run_backend(most_threads(2))};
 
     (void)state;
     for (size_t i = 0; i < n_op_cases; i++) {
@@ -144,7 +134,7 @@ static void test_no_rows(void **state)
 
 static void test_nan_passes_through(void **state)
 {
-    struct backend *be = make_backend(1);
+    struct backend *be = op_run_backend(1);
     const uint16_t nan = 0x7fc0;
 
     (void)state;
@@ -174,7 +164,7 @@ static void test_nan_passes_through(void **state)
 static void test_from_f32(void **state)
 {
     enum { N = 10007 };
-    struct backend *be = make_backend(most_threads(3));
+    struct backend *be = op_run_backend(most_threads(3));
     uint16_t *h = xcalloc(N, sizeof *h), *g = xcalloc(N, sizeof *g);
     float *f = xcalloc(N, sizeof *f);
 
@@ -205,7 +195,7 @@ static void test_from_f32(void **state)
 static void test_cast(void **state)
 {
     enum { N = 77 };
-    struct backend *be = make_backend(1);
+    struct backend *be = op_run_backend(1);
     const struct kernel *k = &be->ops->kernels[OP_CAST];
     uint16_t h[N];
     float f[N], g[N];
@@ -248,7 +238,7 @@ int main(void)
         cmocka_unit_test(test_from_f32),
         cmocka_unit_test(test_cast),
     };
-    struct backend *be = make_backend(1);
+    struct backend *be = op_run_backend(1);
     const bool bf16 = be->ops->bf16;
 
     be->ops->destroy(be);

@@ -16,21 +16,11 @@
 
 #include "common/philox.h"
 
-static struct backend *make_backend(int n_threads)
-{
-    struct err e = ERR_INIT;
-    struct backend *be =
-        cpu_backend_create(&(struct cpu_config){.n_threads = n_threads, .winograd = true}, &e);
-
-    CHECK(be, "%s", e.msg);
-    return be;
-}
-
 /* More threads than one, where the build has them. */
 static struct backend *make_backend_with_threads(int n_threads)
 {
 #ifdef BF_OPENMP
-    return make_backend(n_threads);
+    return op_run_backend(n_threads);
 #else
     struct err e = ERR_INIT;
 
@@ -38,18 +28,8 @@ static struct backend *make_backend_with_threads(int n_threads)
         CHECK(!cpu_backend_create(&(struct cpu_config){.n_threads = n_threads}, &e) &&
                   strstr(e.msg, "OpenMP"),
               "%d threads without OpenMP", n_threads);
-    return make_backend(1);
+    return op_run_backend(1);
 #endif
-}
-
-/* Forward and backward, all gradients. */
-static void run_whole(struct op_run *r, struct backend *be, const struct op_case *spec)
-{
-    op_run_init(r, be, spec, 1);
-    op_run_fill_dout(r, 2);
-    op_run_want(r, op_run_grad_mask(r));
-    op_run_forward(r);
-    op_run_backward(r);
 }
 
 static void check_tensor(const struct op_run *a, const void *x, const void *y, const struct node *n,
@@ -95,9 +75,9 @@ static void compare_threads(int threads_a, int threads_b)
         struct backend *be_a = make_backend_with_threads(threads_a), *be_b;
         struct op_run a, b;
 
-        run_whole(&a, be_a, &op_cases[k]);
+        op_run_whole(&a, be_a, &op_cases[k]);
         be_b = make_backend_with_threads(threads_b); /* now the team has this size */
-        run_whole(&b, be_b, &op_cases[k]);
+        op_run_whole(&b, be_b, &op_cases[k]);
         check_same(&a, &b, threads_a != threads_b);
         op_run_free(&a);
         op_run_free(&b);
@@ -139,11 +119,11 @@ static void test_winograd_rounds_little(void **state)
                                      .in = {{FILL_UNIT, shape4(n, size, size, ci)},
                                             {FILL_UNIT, shape4(co, ci, 3, 3)}}};
         struct backend *direct = cpu_backend_create(&(struct cpu_config){.n_threads = 1}, &e);
-        struct backend *winograd = make_backend(1);
+        struct backend *winograd = op_run_backend(1);
         struct op_run a, b;
 
-        run_whole(&a, winograd, &spec);
-        run_whole(&b, direct, &spec);
+        op_run_whole(&a, winograd, &spec);
+        op_run_whole(&b, direct, &spec);
         CHECK(by_winograd(&a), "shape %zu is not for Winograd", k);
         CHECK(memcmp(a.call.out, b.call.out, (size_t)op_run_count(&a, -1) * sizeof(float)) != 0,
               "shape %zu: one algorithm took the place of the other", k);
@@ -169,13 +149,13 @@ static void test_winograd_by_sample(void **state)
                                  .n_inputs = 2,
                                  .in = {{FILL_UNIT, shape4(7, 9, 9, 32)}, {FILL_UNIT, shape4(32, 32, 3, 3)}}};
     struct op_case one = spec;
-    struct backend *be = make_backend(1);
+    struct backend *be = op_run_backend(1);
     const size_t bytes = 9 * 9 * 32 * sizeof(float);
     struct op_run all, r;
 
     (void)state;
     one.in[0].shape.dims[0] = 1;
-    run_whole(&all, be, &spec);
+    op_run_whole(&all, be, &spec);
     op_run_init(&r, be, &one, 1);
     op_run_want(&r, 1);
     for (int i = 0; i < 7; i++) {
@@ -195,7 +175,7 @@ static void test_winograd_by_sample(void **state)
 static void test_dropout_rate(void **state)
 {
     const double rates[] = {0.05, 0.5, 0.9};
-    struct backend *be = make_backend(1);
+    struct backend *be = op_run_backend(1);
 
     (void)state;
     for (size_t k = 0; k < 3; k++) {
@@ -235,7 +215,7 @@ static void test_dropout_draws(void **state)
                                  .in = {{FILL_ONE, shape4(3, 5, 5, 7)}},
                                  .first = 1000,
                                  .total = 2000};
-    struct backend *be = make_backend(1);
+    struct backend *be = op_run_backend(1);
     struct op_run r;
 
     (void)state;
@@ -261,7 +241,7 @@ static void test_dropout_differs(void **state)
                                  .attr.dropout = {0.5f, 5},
                                  .n_inputs = 1,
                                  .in = {{FILL_ONE, shape2(10, 100)}}};
-    struct backend *be = make_backend(1);
+    struct backend *be = op_run_backend(1);
     struct op_run r[4];
 
     (void)state;
@@ -299,7 +279,7 @@ static void test_no_rows(void **state)
             spec.in[1].shape.dims[0] = 0;
         if (spec.op == OP_BN_APPLY && spec.n_inputs > 6)
             spec.in[6].shape.dims[0] = 0;
-        run_whole(&r, be, &spec);
+        op_run_whole(&r, be, &spec);
         for (int64_t j = 0; j < op_run_count(&r, -1); j++)
             CHECK(op_value(r.call.out, r.node.dtype, j) == 0, "%s: not zero without rows", spec.name);
         for (int i = 0; i < r.node.n_inputs; i++)
@@ -329,13 +309,13 @@ static void test_no_rows_of_copies(void **state)
          .n_inputs = 2,
          .in = {{FILL_UNIT, shape2(0, 3)}, {FILL_UNIT, shape2(0, 3)}}},
     };
-    struct backend *be = make_backend(1);
+    struct backend *be = op_run_backend(1);
 
     (void)state;
     for (size_t k = 0; k < sizeof(specs) / sizeof(specs[0]); k++) {
         struct op_run r;
 
-        run_whole(&r, be, &specs[k]);
+        op_run_whole(&r, be, &specs[k]);
         op_run_free(&r);
     }
     be->ops->destroy(be);
@@ -348,7 +328,7 @@ static void test_concat_of_integers(void **state)
                                  .op = OP_CONCAT_ROWS,
                                  .n_inputs = 2,
                                  .in = {{FILL_TARGETS, shape1(3)}, {FILL_TARGETS, shape1(2)}}};
-    struct backend *be = make_backend(1);
+    struct backend *be = op_run_backend(1);
     struct op_run r;
 
     (void)state;
@@ -382,7 +362,7 @@ static void test_bad_input(void **state)
                            .attr.dropout = {0.5f, 1},
                            .n_inputs = 1,
                            .in = {{FILL_UNIT, shape2(4, 10)}}};
-    struct backend *be = make_backend(1);
+    struct backend *be = op_run_backend(1);
     struct err e = ERR_INIT;
     struct op_run r;
 
@@ -405,7 +385,7 @@ static void test_bad_input(void **state)
 /* NaN in, NaN out: a broken activation must reach the loss and be noticed there. */
 static void test_nan_passes_through(void **state)
 {
-    struct backend *be = make_backend(1);
+    struct backend *be = op_run_backend(1);
 
     (void)state;
     for (size_t k = 0; k < n_op_cases; k++) {

@@ -15,28 +15,9 @@
 
 #include "common/philox.h"
 
-static struct backend *make_backend(void)
-{
-    struct err e = ERR_INIT;
-    struct backend *be = cpu_backend_create(&(struct cpu_config){.n_threads = 1}, &e);
-
-    CHECK(be, "%s", e.msg);
-    return be;
-}
-
 static size_t in_bytes(const struct op_run *r, int i)
 {
     return (size_t)op_run_count(r, i) * dtype_bytes(r->node.in[i]->dtype);
-}
-
-/* Forward and backward, all gradients. */
-static void run_whole(struct op_run *r, struct backend *be, const struct op_case *spec)
-{
-    op_run_init(r, be, spec, 1);
-    op_run_fill_dout(r, 2);
-    op_run_want(r, op_run_grad_mask(r));
-    op_run_forward(r);
-    op_run_backward(r);
 }
 
 /* Runs rows [from, to) of `whole`'s input 0 as the rank that owns them; other inputs are shared. */
@@ -72,12 +53,12 @@ static void test_dropout_of_ranks(void **state)
                                  .attr.dropout = {0.5f, 5},
                                  .n_inputs = 1,
                                  .in = {{FILL_ONE, shape2(10, 33)}}};
-    struct backend *be = make_backend();
+    struct backend *be = op_run_backend(1);
     struct op_run whole, part;
     struct op_case slice;
 
     (void)state;
-    run_whole(&whole, be, &spec);
+    op_run_whole(&whole, be, &spec);
     for (int64_t cut = 0; cut <= 10; cut += 5) {
         run_slice(&part, &slice, &whole, cut, 10);
         if (cut < 10) {
@@ -98,7 +79,7 @@ static void check_attention_split(struct backend *be, const struct op_case *spec
     struct op_run whole;
     double *sum;
 
-    run_whole(&whole, be, spec);
+    op_run_whole(&whole, be, spec);
     sum = xcalloc((size_t)op_run_count(&whole, 1), sizeof(*sum));
     for (int k = 0; k < 4; k++) {
         const int64_t rows = cuts[k + 1] - cuts[k], at = cuts[k] * C;
@@ -126,7 +107,7 @@ static void check_attention_split(struct backend *be, const struct op_case *spec
 
 static void test_attention_of_ranks(void **state)
 {
-    struct backend *be = make_backend();
+    struct backend *be = op_run_backend(1);
 
     (void)state;
     for (size_t k = 0; k < n_op_cases; k++)
@@ -138,7 +119,7 @@ static void test_attention_of_ranks(void **state)
 /* What a row becomes, and its gradient, has the same bits whichever rows are beside it. */
 static void test_bits_of_rows_of_ranks(void **state)
 {
-    struct backend *be = make_backend();
+    struct backend *be = op_run_backend(1);
 
     (void)state;
     for (size_t k = 0; k < n_op_cases; k++) {
@@ -149,7 +130,7 @@ static void test_bits_of_rows_of_ranks(void **state)
 
         if (spec->op != OP_LINEAR && spec->op != OP_LAYERNORM && spec->op != OP_ATTENTION)
             continue;
-        run_whole(&whole, be, spec);
+        op_run_whole(&whole, be, spec);
         run_slice(&part, &slice, &whole, cut, rows);
         CHECK(memcmp(part.call.out, (float *)whole.call.out + cut * op_run_count(&whole, -1) / rows,
                      (size_t)op_run_count(&part, -1) * sizeof(float)) == 0,
@@ -175,7 +156,7 @@ static void test_attention_draws(void **state)
                            .in = {{FILL_UNIT, shape2(ROWS, WIDTH)}, {FILL_UNIT, shape2(KEYS, 2 * WIDTH)}},
                            .first = 9,
                            .total = 100};
-    struct backend *be = make_backend();
+    struct backend *be = op_run_backend(1);
     struct op_run r;
 
     (void)state;

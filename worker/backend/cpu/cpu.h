@@ -1,5 +1,5 @@
-/* cpu - the backend of host memory: kernels of our own, convolutions and matrix products of oneDNN;
- * activations are f32 or, where oneDNN convolves it, bf16 (ops->bf16).
+/* cpu - the backend of host memory: kernels of our own, and of oneDNN where our own do not
+ * convolve (cpu_conv.c); activations are f32 or, where oneDNN convolves it, bf16 (ops->bf16).
  *
  * Kernels run on the thread that calls them plus its OpenMP team, so they must be called by the thread that
  * called cpu_backend_create(): OpenMP keeps the size of the team per calling thread.

@@ -186,7 +186,9 @@ static ALWAYS_INLINE void filter_grad_2d(const v16 *t, v16 *g)
 }
 
 /* c (nr, 16·nv) = or += a·b in registers: a's element (r,k) at a[r·a_row + k·a_k], b's row k at b + k·b_k. nr
- * and nv are constants at the call. What is added to is added to last: sums of sums lose fewer digits. */
+ * and nv are constants at the call. What is added to is added to last: sums of sums lose fewer digits.
+ * (cpu_panel.h has the product for large operands. Here sums are 64 long at most for the sake of Winograd's
+ * rounding, operands are in the cache already, and no row ever needs masking.) */
 static ALWAYS_INLINE void product_block(const float *a, int64_t a_row, int64_t a_k, const float *b,
                                         int64_t b_k, int64_t n_k, float *c, int64_t ldc, bool add, int nr,
                                         int nv)
